@@ -1,0 +1,44 @@
+"""GPTLite: a small GPT for the Hugging Face ecosystem.
+
+Importing the package registers it: `AutoModelForCausalLM` and its siblings load GPTLite folders without remote code,
+and a saved model carries its own two files of code to machines that do not have the package.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .configuration_gptlite import GPTLiteConfig
+from .modeling_gptlite import (
+    GPTLiteForCausalLM,
+    GPTLiteForQuestionAnswering,
+    GPTLiteForSequenceClassification,
+    GPTLiteForTokenClassification,
+    GPTLiteModel,
+)
+
+
+AutoConfig.register("gptlite", GPTLiteConfig, exist_ok=True)
+GPTLiteConfig.register_for_auto_class()
+GPTLiteModel.register_for_auto_class("AutoModel")
+for _auto_class, _model_class in (
+    (AutoModelForCausalLM, GPTLiteForCausalLM),
+    (AutoModelForSequenceClassification, GPTLiteForSequenceClassification),
+    (AutoModelForTokenClassification, GPTLiteForTokenClassification),
+    (AutoModelForQuestionAnswering, GPTLiteForQuestionAnswering),
+):
+    _auto_class.register(GPTLiteConfig, _model_class, exist_ok=True)
+    _model_class.register_for_auto_class(_auto_class.__name__)
+
+__all__ = [
+    "GPTLiteConfig",
+    "GPTLiteForCausalLM",
+    "GPTLiteForQuestionAnswering",
+    "GPTLiteForSequenceClassification",
+    "GPTLiteForTokenClassification",
+    "GPTLiteModel",
+]
