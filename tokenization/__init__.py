@@ -1,0 +1,15 @@
+"""Tokenizers for GPTLite: characters, byte-level BPE or words, and text to packed ids."""
+
+from .builders import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .corpus import describe_characters, encode_corpus, read_text, unknown_characters
+
+
+__all__ = [
+    "build_bpe_tokenizer",
+    "build_char_tokenizer",
+    "build_word_tokenizer",
+    "describe_characters",
+    "encode_corpus",
+    "read_text",
+    "unknown_characters",
+]

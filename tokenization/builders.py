@@ -1,0 +1,115 @@
+"""Three tokenizers, each a plain `PreTrainedTokenizerFast`: `AutoTokenizer` loads them without this package.
+
+    tokenizer = build_char_tokenizer("to be or not to be")
+
+All three end their vocabulary with `<|endoftext|>` (bos and eos), `<|pad|>` and `<|unk|>`, pad on the left (generation
+continues at the right end) and add nothing to a text of their own accord.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+END_OF_TEXT, PAD, UNKNOWN = SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|unk|>")
+_CODE_POINTS = 0x110000
+
+
+def build_char_tokenizer(
+    texts: str | Iterable[str], special_tokens: bool = True, byte_fallback: bool = False
+) -> PreTrainedTokenizerFast:
+    """One token per character (Unicode code point), ids in code-point order: tiny Shakespeare's newline is 0.
+
+    Args:
+        texts: The text, or pieces of it, whose characters make the vocabulary.
+        special_tokens: Append the three special tokens. Without them a character outside the vocabulary is an error.
+        byte_fallback: Append 256 byte tokens; a character outside the vocabulary becomes its UTF-8 bytes.
+
+    Raises:
+        ValueError: there is not a single character.
+    """
+    characters = _distinct_characters(texts)
+    if not characters:
+        raise ValueError("cannot build a character vocabulary from an empty text")
+    tokens = characters + list(SPECIAL_TOKENS if special_tokens else ())
+    if byte_fallback:
+        tokens += [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+
+    # BPE without merges: several times faster than a word-level model behind a splitting regular expression. An
+    # unknown token that is not in the vocabulary makes it refuse a character that it does not know.
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=UNKNOWN, byte_fallback=byte_fallback))
+    if byte_fallback:
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, special_tokens)
+
+
+def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as in GPT-2, trained on `texts`; lossless for every string.
+
+    Raises:
+        ValueError: `vocab_size` does not hold the 256 bytes and the three special tokens.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(f"a byte-level vocabulary needs at least {smallest} tokens, got vocab_size={vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_pieces(texts), trainer)
+    return _wrap(tokenizer, special_tokens=True)
+
+
+def build_word_tokenizer(texts: str | Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
+    """Words, runs of punctuation and single white-space characters, the most frequent `vocab_size` of them.
+
+    Lossless for text of known words; a rarer word becomes `<|unk|>`.
+
+    Raises:
+        ValueError: `vocab_size` holds no word beside the three special tokens.
+    """
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise ValueError(f"a word vocabulary needs more than {len(SPECIAL_TOKENS)} tokens, got {vocab_size}")
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+|\s"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - len(SPECIAL_TOKENS), show_progress=False)
+    tokenizer.train_from_iterator(_pieces(texts), trainer)
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = {token: index for index, token in enumerate([*dict(words), *SPECIAL_TOKENS])}
+    tokenizer.model = models.WordLevel(vocabulary, unk_token=UNKNOWN)
+    return _wrap(tokenizer, special_tokens=True)
+
+
+def _pieces(texts: str | Iterable[str]) -> Iterable[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _distinct_characters(texts: str | Iterable[str]) -> list[str]:
+    seen = np.zeros(_CODE_POINTS, dtype=bool)
+    for piece in _pieces(texts):
+        seen[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)] = True
+    return [chr(code_point) for code_point in np.flatnonzero(seen)]
+
+
+def _wrap(tokenizer: Tokenizer, special_tokens: bool) -> PreTrainedTokenizerFast:
+    names = {}
+    if special_tokens:
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+        names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD, "unk_token": UNKNOWN}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+    )
