@@ -6,6 +6,7 @@ and a saved model carries its own two files of code to machines that do not have
 
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -24,8 +25,8 @@ from .modeling_gptlite import (
 
 AutoConfig.register("gptlite", GPTLiteConfig, exist_ok=True)
 GPTLiteConfig.register_for_auto_class()
-GPTLiteModel.register_for_auto_class("AutoModel")
 for _auto_class, _model_class in (
+    (AutoModel, GPTLiteModel),
     (AutoModelForCausalLM, GPTLiteForCausalLM),
     (AutoModelForSequenceClassification, GPTLiteForSequenceClassification),
     (AutoModelForTokenClassification, GPTLiteForTokenClassification),

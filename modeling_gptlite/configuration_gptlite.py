@@ -135,7 +135,8 @@ class GPTLiteConfig(PreTrainedConfig):
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*): Special token ids.
 
     Raises:
-        `ValueError` or `TypeError` that names the field, its value and what is allowed.
+        `ValueError`, `TypeError` or `huggingface_hub.errors.StrictDataclassError`, with a message that names the field,
+        its value and what is allowed.
     """
 
     model_type = "gptlite"

@@ -44,8 +44,10 @@ class GPTLiteRMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        normed = nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
-        return normed.to(hidden_states.dtype)
+        dtype = hidden_states.dtype
+        # One dtype for both, also under autocast: the fused kernels take no other.
+        normed = nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight.to(dtype), self.variance_epsilon)
+        return normed.to(dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -404,6 +406,7 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs,
     ):
@@ -412,14 +415,13 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         When the window is full, its newest half is kept and re-read from position 0. Where the window starts depends
         on the length of the text alone, so cached, uncached and batched generation see the same tokens.
         """
-        text_length = input_ids.shape[1]
-        if attention_mask is not None:
-            text_length = attention_mask.shape[-1]
-        elif is_first_iteration and past_key_values is not None and next_sequence_length is None:
-            text_length += int(past_key_values.get_seq_length())  # `input_ids` are what the cache has not seen
-
+        unseen_from = past_key_values if next_sequence_length is None else None
+        text_length = self._text_length(input_ids, attention_mask, kwargs.get("position_ids"), unseen_from)
         start = self._window_start(text_length)
         if start > 0:
+            new_tokens = None if is_first_iteration else next_sequence_length
+            if new_tokens is not None and new_tokens > 1:
+                raise ValueError("assisted generation does not reach past the model's context")
             if text_length - input_ids.shape[1] > start:
                 raise ValueError(
                     f"generation past the context of {self.config.max_position_embeddings} tokens reads old tokens "
@@ -428,25 +430,30 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
             input_ids = input_ids[:, start - text_length :]
             attention_mask = attention_mask[:, start:] if attention_mask is not None else None
             kwargs["position_ids"] = self._window_positions(input_ids, attention_mask)
-
-            new_tokens = None if is_first_iteration else next_sequence_length
             if new_tokens is None or self._window_start(text_length - new_tokens) != start:
                 next_sequence_length = None  # the whole window is new to the model
                 if past_key_values is not None:
                     past_key_values.reset()
                     if length := int(past_key_values.get_seq_length()):  # before 5.18, `reset` keeps the length
                         past_key_values.crop(-length)
-            elif new_tokens > 1:
-                raise ValueError("assisted generation does not reach past the model's context")
 
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+
+    @staticmethod
+    def _text_length(input_ids, attention_mask, position_ids, past_key_values) -> int:
+        """How long the text is so far, of which `input_ids` may be the part that the cache has not seen."""
+        known = [tensor.shape[-1] for tensor in (input_ids, attention_mask, position_ids) if tensor is not None]
+        if max(known) > input_ids.shape[1] or past_key_values is None:
+            return max(known)
+        return input_ids.shape[1] + int(past_key_values.get_seq_length())
 
     def _get_stopping_criteria(self, *args, **kwargs):
         criteria = super()._get_stopping_criteria(*args, **kwargs)
@@ -468,21 +475,27 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # padding is on the left
 
 
-class GPTLiteForSequenceClassification(GenericForSequenceClassification, GPTLitePreTrainedModel):
+class GPTLiteTaskHead:
+    """What the generic heads of transformers need to find the decoder under them."""
+
+    def __init__(self, config: GPTLiteConfig):
+        # They build it with `AutoModel.from_config`. From a saved folder, this file and the config come as two copies
+        # of the configuration's module, so the class to register is the config's own.
+        AutoModel.register(type(config), GPTLiteModel, exist_ok=True)
+        super().__init__(config)
+
+
+class GPTLiteForSequenceClassification(GPTLiteTaskHead, GenericForSequenceClassification, GPTLitePreTrainedModel):
     """The decoder with a classifier on the last token that is not padding."""
 
 
-class GPTLiteForTokenClassification(GenericForTokenClassification, GPTLitePreTrainedModel):
+class GPTLiteForTokenClassification(GPTLiteTaskHead, GenericForTokenClassification, GPTLitePreTrainedModel):
     """The decoder with a classifier on every token."""
 
 
-class GPTLiteForQuestionAnswering(GenericForQuestionAnswering, GPTLitePreTrainedModel):
+class GPTLiteForQuestionAnswering(GPTLiteTaskHead, GenericForQuestionAnswering, GPTLitePreTrainedModel):
     """The decoder with two scores per token: the answer's start and its end."""
 
-
-# The three heads above build their decoder with `AutoModel.from_config`, which must know it also when this file comes
-# from the Hub.
-AutoModel.register(GPTLiteConfig, GPTLiteModel, exist_ok=True)
 
 __all__ = [
     "GPTLiteForCausalLM",

@@ -1,7 +1,7 @@
 """Tokenizers for GPTLite: characters, byte-level BPE or words, and text to packed ids."""
 
 from .builders import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
-from .corpus import describe_characters, encode_corpus, read_text, unknown_characters
+from .corpus import describe_characters, encode_corpus, unknown_characters
 
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "build_word_tokenizer",
     "describe_characters",
     "encode_corpus",
-    "read_text",
     "unknown_characters",
 ]

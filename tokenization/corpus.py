@@ -1,9 +1,8 @@
 """Text to packed ids: one flat array of token ids, fast, in bounded memory, equal to what the tokenizer itself gives.
 
-    ids = encode_corpus(read_text("book.txt"), tokenizer)
+    ids = encode_corpus(open("book.txt", encoding="utf-8", newline=""), tokenizer)
 """
 
-import codecs
 import hashlib
 import json
 import os
@@ -17,37 +16,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 
-_PIECE_BYTES = 1 << 22  # read at a time
 _PIECE_CHARACTERS = 1 << 16  # handed at a time to a tokenizer without a look-up table
 _CODE_POINTS = 0x110000
 _MISSING = np.uint32(0xFFFFFFFF)
-
-
-def read_text(path: str | os.PathLike) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces, line endings untouched.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not UTF-8; the message names the byte offset.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # of the first byte that the decoder has not turned into text
-    with open(path, "rb") as file:
-        while True:
-            raw = file.read(_PIECE_BYTES)
-            pending = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                raise ValueError(
-                    f"{os.fspath(path)} is not UTF-8: byte 0x{byte:02x} at offset {offset - pending + error.start}"
-                ) from None
-            offset += len(raw)
-            if text:
-                yield text
-            if not raw:
-                return
 
 
 def encode_corpus(

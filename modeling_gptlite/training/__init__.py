@@ -1,0 +1,1 @@
+"""Training for any causal language model of transformers: data, optimizers, the Trainer, reports and plots."""

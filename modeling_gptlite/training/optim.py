@@ -1,0 +1,93 @@
+"""Optimizers for the Trainer's factory: AdamW as GPT-2's trainers group it, and Muon for the matrices.
+
+    Trainer(..., optimizer_cls_and_kwargs=(lambda: build_muon, {"learning_rate": 3e-3, "muon_learning_rate": 0.02}))
+"""
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon
+
+
+def build_adamw(
+    model: nn.Module,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> AdamW:
+    """AdamW that decays matrices and embeddings and leaves norms and biases alone, by dimension, as nanoGPT does."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    _check_every_parameter_once(model, groups)
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=_can_fuse(groups))
+
+
+def build_muon(
+    model: nn.Module,
+    learning_rate: float,
+    muon_learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.95,
+) -> "MuonWithAdamW":
+    """Muon (Jordan et al., 2024) for the hidden matrices, AdamW for embeddings, head, norms and biases.
+
+    Args:
+        learning_rate: AdamW's.
+        muon_learning_rate: Muon's, scaled by sqrt(max(1, rows / columns)) per matrix.
+        weight_decay: Of every matrix, decoupled.
+    """
+    head = model.get_output_embeddings()
+    looked_up = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} | ({head.weight} if head else set())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() == 2 and p not in looked_up]
+    tables = [p for p in trained if p in looked_up]
+    others = [p for p in trained if p.dim() != 2]
+    groups = [
+        {"params": tables, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    _check_every_parameter_once(model, [{"params": matrices}, *groups])
+    groups = [group for group in groups if group["params"]]
+    return MuonWithAdamW(
+        AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=_can_fuse(groups)),
+        Muon(matrices, lr=muon_learning_rate, momentum=momentum, weight_decay=weight_decay),
+    )
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimizers that look like one: one list of groups, one state, so schedulers and checkpoints just work."""
+
+    def __init__(self, adamw: AdamW, muon: Muon):
+        self.adamw, self.muon = adamw, muon
+        super().__init__(adamw.param_groups + muon.param_groups, defaults={"lr": adamw.defaults["lr"]})
+        self._share()
+
+    def _share(self):
+        count = len(self.adamw.param_groups)
+        self.adamw.param_groups, self.muon.param_groups = self.param_groups[:count], self.param_groups[count:]
+        self.adamw.state = self.muon.state = self.state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)  # `load_state_dict` puts new groups and a new state in place
+        self._share()
+
+    def step(self, closure=None):
+        loss = self.adamw.step(closure)
+        self.muon.step()
+        return loss
+
+
+def _can_fuse(groups: list[dict]) -> bool:
+    """Whether PyTorch has the one-kernel AdamW for where these parameters are."""
+    return all(p.device.type in ("cpu", "cuda", "xpu", "mps") for group in groups for p in group["params"])
+
+
+def _check_every_parameter_once(model: nn.Module, groups: list[dict]) -> None:
+    grouped = [p for group in groups for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if len(grouped) != len(trained) or set(grouped) != set(trained):
+        raise RuntimeError("every trained parameter must be in exactly one optimizer group")

@@ -1,0 +1,112 @@
+"""What a run leaves beside its weights: `run.json`, and a model card filled from it."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+RUN_FILE = "run.json"
+_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "huggingface_hub")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and hardware; no path, user or host name."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "hardware": _hardware(device),
+    }
+
+
+def explicit_arguments(*arguments) -> dict[str, Any]:
+    """The fields of argument dataclasses that differ from their defaults, paths cut to their last part."""
+    explicit = {}
+    for group in arguments:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if field.init and value != default and not field.name.endswith("token"):
+                explicit[field.name] = _portable(value)
+    return explicit
+
+
+def write_run(folder: Path, record: dict[str, Any]) -> None:
+    """Write `run.json` whole or not at all."""
+    partial = folder / f".{RUN_FILE}"
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / RUN_FILE)
+
+
+def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) -> None:
+    """Fill the card's template from a run's record and write it as `README.md`."""
+    results = record["results"]
+    data = ModelCardData(
+        language="en",
+        license="mit",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gptlite", "custom_code"],
+        base_model=record["base_model"],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=record["data"]["name"],
+                dataset_name=record["data"]["name"],
+                metric_type=metric,
+                metric_name=label,
+                metric_value=round(results[metric], 4),
+            )
+            for metric, label in (
+                ("loss", "validation loss (nats per token)"),
+                ("perplexity", "perplexity (per token)"),
+                ("bits_per_character", "bits per character"),
+            )
+        ],
+    )
+    card = ModelCard.from_template(data, template_path=str(template), model_name=name, **record)
+    card.save(folder / "README.md")
+
+
+def _portable(value):
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
+    if isinstance(value, str) and os.sep in value:
+        return Path(value).name
+    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, marked if files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with changes" if status.stdout.strip() else commit
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            processor = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = f"{cores} cores of {processor}"
+    return name if device.type == "cpu" else f"{device.type}, {name}"

@@ -1,0 +1,125 @@
+"""The Hugging Face Trainer with what a causal language model on packed ids needs, and nothing of the loop rewritten.
+
+    trainer = CausalLMTrainer(model, args, train_dataset=RandomWindows(...), eval_dataset=EvaluationWindows(...))
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import is_torch_bf16_gpu_available
+
+from .data import whole_batch
+from .metrics import mean_loss, window_losses
+from .optim import build_adamw, build_muon
+
+
+@dataclass
+class CausalLMTrainingArguments(TrainingArguments):
+    """The Trainer's arguments; some defaults suit small language models better, and four are new."""
+
+    optimizer: Literal["adamw", "muon", "trainer"] = field(
+        default="adamw",
+        metadata={
+            "help": "adamw decays by dimension as nanoGPT does; muon orthogonalises the matrices' updates and uses "
+            "AdamW for the rest; trainer leaves the choice to --optim."
+        },
+    )
+    muon_learning_rate: float = field(
+        default=0.02, metadata={"help": "Muon's peak learning rate; --learning_rate is AdamW's."}
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto",
+        metadata={
+            "help": "Arithmetic of the forward and backward pass; auto takes bf16 where the hardware multiplies it."
+        },
+    )
+    min_learning_rate_ratio: float = field(
+        default=0.1,
+        metadata={"help": "The cosine schedule ends at this fraction of the peak rates."},
+    )
+
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per step on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows per evaluation batch."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "AdamW's peak learning rate."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of all matrices."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's decay of the second moment."})
+    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "transformers' schedule name."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps, or below 1 the fraction of the run, of warm-up."})
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
+    eval_steps: float = field(default=250, metadata={"help": "Steps between evaluations of the whole validation split."})
+    save_strategy: str = field(default="steps", metadata={"help": "no, steps, epoch or best."})
+    save_steps: float = field(default=250, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best one is among them."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Save the weights of the best evaluation, not the last."}
+    )
+    metric_for_best_model: str | None = field(default="loss", metadata={"help": "What is best: the validation loss."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between readings of the training loss."})
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "Whether to do without the Trainer's own bar."})
+
+    def __post_init__(self):
+        # Windows come as whole batches, in the order of their numbers, ready for the model.
+        self.remove_unused_columns = False
+        self.train_sampling_strategy = "sequential"
+        self.logging_nan_inf_filter = False  # it reads the loss back from the device at every step
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"min_lr_rate": self.min_learning_rate_ratio}
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else `bf16` is refused for want of a GPU
+        if self.precision == "auto" and not (self.bf16 or self.fp16):
+            self.bf16 = self._multiplies_bf16()
+        elif self.precision != "auto":
+            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        super().__post_init__()
+
+    def _multiplies_bf16(self) -> bool:
+        if self.use_cpu:
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return is_torch_bf16_gpu_available()
+
+
+class CausalLMTrainer(Trainer):
+    """`Trainer` for packed windows: exact evaluation of the whole split, checkpoints that load anywhere."""
+
+    def __init__(self, model: PreTrainedModel, args: CausalLMTrainingArguments, **kwargs):
+        adamw = {
+            "learning_rate": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+            "weight_decay": args.weight_decay,
+        }
+        factories = {
+            "adamw": (lambda: build_adamw, adamw),
+            "muon": (lambda: build_muon, {**adamw, "muon_learning_rate": args.muon_learning_rate}),
+            "trainer": None,
+        }
+        kwargs.setdefault("data_collator", whole_batch)
+        super().__init__(model, args, optimizer_cls_and_kwargs=factories[args.optimizer], **kwargs)
+
+    def evaluation_loop(self, dataloader, description, *_, metric_key_prefix="eval", **__) -> EvalLoopOutput:
+        """Mean loss per target over all windows; the Trainer's own mean of batch means weighs the last one wrongly."""
+        if self.is_in_train:
+            model = self.model_wrapped
+        else:
+            model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        model.eval()
+        per_window = []
+        with torch.no_grad():
+            for batch in dataloader:
+                logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+                losses_and_counts = window_losses(logits, batch["shift_labels"])
+                per_window.append(self.accelerator.gather_for_metrics(losses_and_counts))
+        metrics = {f"{metric_key_prefix}_loss": mean_loss(per_window)}
+        return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        super()._save(output_dir, state_dict)
+        # A pickle, with the Hub token and local paths inside; nothing reads it back.
+        pickled = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
+        if self.args.should_save and os.path.exists(pickled):
+            os.remove(pickled)

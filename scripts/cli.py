@@ -1,0 +1,132 @@
+"""What the commands share: flags from dataclasses, recipes, and mistakes told in one line."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser
+
+
+# What transformers raises for a name, a file or a value that is wrong.
+LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, StrictDataclassError)
+
+
+class UserError(Exception):
+    """The user's mistake: what was wrong, what is allowed, what to do."""
+
+
+class Parser(HfArgumentParser):
+    """`HfArgumentParser` that also reads a recipe, suggests the nearest name, and errs in one line with exit code 2."""
+
+    def __init__(self, dataclass_types, description: str):
+        super().__init__(dataclass_types, description=description, allow_abbrev=False)
+        self.add_argument(
+            "--config", metavar="RECIPE.yaml", default=argparse.SUPPRESS, help="A recipe: flags as a YAML file."
+        )
+
+    def error(self, message):
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse(self, argv: list[str] | None = None):
+        """The dataclasses, filled from the flags; `--config FILE.yaml` anywhere fills in what no flag says."""
+        argv = list(sys.argv[1:] if argv is None else argv)
+        recipe_argv, flags = self._split_recipe(argv)
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(recipe_argv + flags, return_remaining_strings=True)
+        except (ValueError, TypeError) as error:  # what a dataclass says of its values
+            self.error(" ".join(str(error).split()))
+        if unknown:
+            self._reject(unknown[0].split("=")[0].lstrip("-"), f"unknown argument {unknown[0]!r}")
+        return parsed
+
+    def _split_recipe(self, argv: list[str]) -> tuple[list[str], list[str]]:
+        flags, path = [], None
+        arguments = iter(argv)
+        for argument in arguments:
+            if argument == "--config":
+                path = next(arguments, None)
+                if path is None:
+                    self.error("--config needs the path of a recipe")
+            elif argument.startswith("--config="):
+                path = argument.split("=", 1)[1]
+            else:
+                flags.append(argument)
+        return ([] if path is None else self._recipe_as_flags(Path(path))), flags
+
+    def _recipe_as_flags(self, path: Path) -> list[str]:
+        """A recipe is parsed as the flags it stands for, so both are checked by the same code."""
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            self.error(f"cannot read the recipe {path}: {error.strerror}")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.error(f"{path} is not a recipe: {' '.join(str(error).split())}")
+        if not isinstance(recipe, dict):
+            self.error(f"{path} is not a recipe: it must be a list of `name: value` lines")
+        flags = [] if "output_dir" in recipe else [f"--output_dir=out/{path.stem}"]
+        for name, value in recipe.items():
+            if name not in self._names():
+                self._reject(str(name), f"unknown key {name!r} in {path}")
+            if isinstance(value, list):
+                flags += [f"--{name}", *map(str, value)]
+            elif value is not None:
+                flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict | bool) else value}")
+        return flags
+
+    def _names(self) -> list[str]:
+        return [action.dest for action in self._actions if action.dest != "help"]
+
+    def _reject(self, name: str, message: str):
+        nearest = difflib.get_close_matches(name.replace("-", "_"), [*self._names(), "config"], n=1)
+        self.error(message + (f"; did you mean {nearest[0]!r}?" if nearest else "; see --help"))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command: a user's mistake ends in one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def load_tokenizer(name_or_path: str):
+    """A tokenizer from a folder or the Hub, without running anybody's code."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load the tokenizer of {name_or_path!r}: {reason(error)}") from error
+
+
+def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
+    """A causal language model and its tokenizer (or another), from a folder or the Hub, without anybody's code.
+
+    Args:
+        kwargs: For the model's `from_pretrained`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import modeling_gptlite  # noqa: F401  registers the classes
+
+    loaded_tokenizer = load_tokenizer(tokenizer or name_or_path)
+    try:
+        return AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs), loaded_tokenizer
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load the model {name_or_path!r}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The telling part of a validation error, which wraps it in lines of its own."""
+    cause = error.__cause__ or error
+    return str(cause)

@@ -1,0 +1,124 @@
+"""Generate text with a saved model, as it is written.
+
+    python -m scripts.generate --model out/quickstart --prompt "ROMEO:"
+    cat prompt.txt | python -m scripts.generate --model out/quickstart --num_samples 4 --temperature 0.9
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from scripts.cli import Parser, UserError, load_pretrained, run
+
+
+@dataclass
+class GenerateArguments:
+    """What to continue, and how."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of the model."})
+    prompt: str | None = field(
+        default=None, metadata={"help": "The text to continue. Default: standard input if it is piped, else a newline."}
+    )
+    prompt_file: str | None = field(default=None, metadata={"help": "A UTF-8 file that holds the prompt."})
+    max_new_tokens: int = field(default=500, metadata={"help": "Tokens to write; the model's context is no limit."})
+    num_samples: int = field(default=1, metadata={"help": "Texts to write, in one batch; a single one is streamed."})
+    greedy: bool = field(default=False, metadata={"help": "Always take the likeliest token instead of sampling."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Below 1 safer, above 1 wilder. Default: the model's own."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Sample among so many likeliest tokens; 0 for all. Default: the model's own."}
+    )
+    top_p: float | None = field(
+        default=None,
+        metadata={"help": "Sample among the likeliest tokens that make up this probability. Default: the model's own."},
+    )
+    stop_at_eos: bool = field(default=False, metadata={"help": "Stop where the model writes its end-of-text token."})
+    seed: int | None = field(default=None, metadata={"help": "For the same text twice. Default: a new one each time."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest there is."})
+    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16 or float16. Default: as it was saved."})
+
+
+def main(argv: list[str] | None = None):
+    (args,) = Parser((GenerateArguments,), __doc__).parse(argv)
+    check(args)
+    prompt = read_prompt(args)
+
+    import torch
+    import transformers
+
+    from tokenization import describe_characters, unknown_characters
+
+    transformers.utils.logging.disable_progress_bar()
+    model, tokenizer = load_pretrained(args.model, dtype=args.dtype)
+    device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    try:
+        model = model.to(device).eval()
+    except RuntimeError as error:
+        raise UserError(f"--device {args.device}: {error}") from error
+    if unknown := unknown_characters(prompt, tokenizer):
+        raise UserError(f"the prompt has characters outside the model's vocabulary: {describe_characters(unknown)}")
+    if not prompt and tokenizer.bos_token is None:
+        raise UserError("the prompt is empty, and the model's tokenizer has no token that begins a text")
+    if args.seed is not None:
+        transformers.set_seed(args.seed)
+
+    inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", add_special_tokens=False).to(device)
+    inputs.pop("token_type_ids", None)
+    settings = sampling_settings(args, tokenizer)
+    if args.num_samples == 1:
+        streamer = transformers.TextStreamer(tokenizer, skip_special_tokens=True)
+        model.generate(**inputs, **settings, streamer=streamer)
+        return
+    outputs = model.generate(**inputs, **settings, num_return_sequences=args.num_samples)
+    for index, text in enumerate(tokenizer.batch_decode(outputs, skip_special_tokens=True), 1):
+        print(f"{'' if index == 1 else chr(10)}--- {index} of {args.num_samples} ---\n{text}")
+
+
+def check(args: GenerateArguments) -> None:
+    rules = [
+        ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
+        ("num_samples", args.num_samples >= 1, "at least 1"),
+        ("temperature", args.temperature is None or args.temperature > 0, "above 0 (--greedy takes the likeliest)"),
+        ("top_k", args.top_k is None or args.top_k >= 0, "0 (all tokens) or more"),
+        ("top_p", args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("dtype", args.dtype in ("auto", "float32", "bfloat16", "float16"), "auto, float32, bfloat16 or float16"),
+        ("num_samples", not (args.greedy and args.num_samples > 1), "1 with --greedy: all samples would be the same"),
+    ]
+    for name, is_right, allowed in rules:
+        if not is_right:
+            raise UserError(f"--{name} must be {allowed}, got {getattr(args, name)}")
+    if args.prompt is not None and args.prompt_file is not None:
+        raise UserError("give either --prompt or --prompt_file, not both")
+
+
+def read_prompt(args: GenerateArguments) -> str:
+    from modeling_gptlite.training.data import DataError, read_text
+
+    try:
+        if args.prompt_file is not None:
+            return "".join(read_text(args.prompt_file))
+        if args.prompt is not None:
+            return args.prompt
+        return "\n" if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8") or "\n"
+    except OSError as error:
+        raise UserError(f"cannot read {args.prompt_file}: {error.strerror}") from error
+    except (DataError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt is not UTF-8: {error}") from error
+
+
+def sampling_settings(args: GenerateArguments, tokenizer) -> dict:
+    settings = {
+        "max_new_tokens": args.max_new_tokens,
+        "do_sample": not args.greedy,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "eos_token_id": tokenizer.eos_token_id if args.stop_at_eos else None,
+    }
+    if args.greedy:
+        settings |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # silent: they have no effect
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,312 @@
+"""Train or fine-tune a causal language model with the Hugging Face Trainer.
+
+    python -m scripts.train --config recipes/quickstart.yaml
+    python -m scripts.train --preset modern-1m --train_file my_book.txt --max_steps 1000
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_gptlite.training.trainer import CausalLMTrainingArguments
+from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, reason, run
+
+
+CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+
+
+@dataclass
+class ModelArguments:
+    """The model: a preset to start from, or a saved one to go on with."""
+
+    preset: str = field(
+        default="modern-1m",
+        metadata={
+            "help": "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m "
+            "or modern-124m."
+        },
+    )
+    model_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Fields of the preset to replace, as JSON: '{\"num_hidden_layers\": 8}'."},
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of a model to continue or fine-tune, instead of a preset."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "char, bpe, word, or the folder or Hub name of one. Default: the model's own, else char.",
+        },
+    )
+    vocab_size: int = field(default=1024, metadata={"help": "Tokens of a bpe or word vocabulary."})
+
+
+@dataclass
+class DataArguments:
+    """The text: files, a data set, or a built-in source."""
+
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "UTF-8 text files, or folders of .txt files.", "nargs": "+"}
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Built in: auto, tinyshakespeare or python-docs; otherwise a data set's Hub name or local folder. "
+            "Default: auto, unless --train_file is given."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    text_column: str = field(default="text", metadata={"help": "The data set's column that holds the text."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "The last part of the text, as a fraction, that only validates."}
+    )
+    context_length: int | None = field(
+        default=None, metadata={"help": "Tokens per window. Default: the model's context."}
+    )
+    sample_prompt: str = field(default="\n", metadata={"help": "What the sample text at the end continues."})
+    sample_length: int = field(default=500, metadata={"help": "Tokens of the sample text at the end; 0 for none."})
+
+
+def main(argv: list[str] | None = None):
+    arguments = Parser((ModelArguments, DataArguments, CausalLMTrainingArguments), __doc__).parse(argv)
+    train(*arguments)
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: CausalLMTrainingArguments) -> None:
+    """Train, evaluate, sample and save: everything that `python -m scripts.train` does after reading its flags."""
+    import transformers
+
+    from modeling_gptlite.training.callbacks import LiveLine
+    from modeling_gptlite.training.data import DataError, EvaluationWindows, RandomWindows
+    from modeling_gptlite.training.trainer import CausalLMTrainer
+
+    transformers.utils.logging.disable_progress_bar()  # `LiveLine` is the progress
+    transformers.set_seed(args.seed)
+    output_dir = Path(args.output_dir)
+    check_output_dir(output_dir, args)
+    try:
+        source = load_source(data_args)
+        model, tokenizer = load_model_and_tokenizer(model_args, source)
+        context = data_args.context_length or model.config.max_position_embeddings
+        check_context(context, model)
+        train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
+        data |= {"context_length": context}
+
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if args.max_steps <= 0:
+            args.max_steps = max(1, round(args.num_train_epochs * len(train_ids) / (batch * context)))
+        train_windows = RandomWindows(train_ids, context, args.max_steps * batch, args.seed)
+        validation_windows = EvaluationWindows(validation_ids, context)
+    except DataError as error:
+        raise UserError(error) from error
+
+    trainer = CausalLMTrainer(
+        model,
+        args,
+        train_dataset=train_windows,
+        eval_dataset=validation_windows,
+        processing_class=tokenizer,
+        callbacks=[LiveLine(batch * context)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    say(args, f"{data['name']}: {data['train_tokens']:,} tokens to train on, {data['validation_tokens']:,} to validate")
+    say(args, f"{model.num_parameters():,} parameters, {batch * context:,} tokens a step, {describe_speed(args)}")
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        finish(trainer, result, model_args, data_args, data, batch * context)
+
+
+# ---- Before training -----------------------------------------------------------------------------------------------
+
+
+def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if args.resume_from_checkpoint in ("true", "True"):
+        args.resume_from_checkpoint = True
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"{output_dir} is not a folder; choose another --output_dir")
+    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    if args.resume_from_checkpoint:
+        given = last if args.resume_from_checkpoint is True else args.resume_from_checkpoint
+        if given is None or not os.path.isdir(given):
+            raise UserError(f"no checkpoint to resume from in {given or output_dir}")
+    elif (output_dir / "run.json").exists():
+        raise UserError(f"{output_dir} holds a finished run; choose another --output_dir, or delete the folder")
+    elif last is not None:
+        raise UserError(
+            f"{output_dir} holds an unfinished run; add --resume_from_checkpoint true to go on with it, "
+            "choose another --output_dir, or delete the folder"
+        )
+
+
+def load_source(data_args: DataArguments):
+    from modeling_gptlite.training import data
+
+    if not 0 < data_args.validation_fraction < 1:
+        raise UserError(f"--validation_fraction must lie between 0 and 1, got {data_args.validation_fraction}")
+    if data_args.train_file:
+        if data_args.dataset:
+            raise UserError("give either --train_file or --dataset, not both")
+        return data.load_files(data_args.train_file)
+    name = data_args.dataset or "auto"
+    if name in data.BUILT_IN_SOURCES:
+        return data.load_source(name, on_fallback=lambda sentence: print(f"\n*** {sentence}\n", flush=True))
+    return data.load_dataset_source(name, data_args.dataset_config, data_args.text_column, data_args.streaming)
+
+
+def load_model_and_tokenizer(model_args: ModelArguments, source):
+    """The saved model with its tokenizer, or a new one for a tokenizer made from the text."""
+    import tokenization
+
+    builders = {
+        "char": lambda: tokenization.build_char_tokenizer(source.pieces()),
+        "bpe": lambda: tokenization.build_bpe_tokenizer(source.pieces(), model_args.vocab_size),
+        "word": lambda: tokenization.build_word_tokenizer(source.pieces(), model_args.vocab_size),
+    }
+    name = model_args.tokenizer
+    if model_args.model_name_or_path:
+        if name in builders:
+            raise UserError(f"a saved model keeps its vocabulary; --tokenizer {name} makes a new one")
+        model, tokenizer = load_pretrained(model_args.model_name_or_path, name, dtype="float32")
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            embeddings = model.get_input_embeddings().num_embeddings
+            raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {embeddings}")
+        return model, tokenizer
+    try:
+        tokenizer = builders[name or "char"]() if (name or "char") in builders else load_tokenizer(name)
+    except ValueError as error:
+        raise UserError(error) from error
+    return build_model(model_args, tokenizer), tokenizer
+
+
+def build_model(model_args: ModelArguments, tokenizer):
+    from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+
+    special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        overrides = json.loads(model_args.model_overrides or "{}")
+        config = GPTLiteConfig.from_preset(
+            model_args.preset, **{"vocab_size": len(tokenizer), **special_tokens, **overrides}
+        )
+    except json.JSONDecodeError as error:
+        raise UserError(f"--model_overrides is not JSON: {error}") from error
+    except LOADING_ERRORS as error:
+        raise UserError(reason(error)) from error
+    return GPTLiteForCausalLM(config)
+
+
+def check_context(context: int, model) -> None:
+    longest = model.config.max_position_embeddings
+    if not 1 <= context <= longest:
+        raise UserError(f"--context_length must lie between 1 and the model's context of {longest}, got {context}")
+
+
+def encode(source, tokenizer, validation_fraction: float):
+    """The two splits as packed ids, and what the reports say of them."""
+    from modeling_gptlite.training.data import cache_dir, split_source
+    from tokenization import describe_characters, encode_corpus, unknown_characters
+
+    splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
+    if unknown := unknown_characters(splits[0], tokenizer) + unknown_characters(splits[1], tokenizer):
+        share = sum(unknown.values()) / sum(map(len, splits))
+        print(f"not in the vocabulary, {share:.2%} of the text: {describe_characters(unknown)}", flush=True)
+    train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
+    data = {
+        "name": source.name,
+        "sha256": splits[0].sha256,
+        "train_characters": len(splits[0]),
+        "validation_characters": len(splits[1]),
+        "train_tokens": len(train_ids),
+        "validation_tokens": len(validation_ids),
+    }
+    return train_ids, validation_ids, data
+
+
+def describe_speed(args: CausalLMTrainingArguments) -> str:
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    compiled = "compiled" if args.torch_compile else "not compiled"
+    return f"{precision}, {compiled}, {args.world_size} x {args.device.type}"
+
+
+def say(args: CausalLMTrainingArguments, line: str) -> None:
+    if args.process_index == 0:
+        print(line, flush=True)
+
+
+# ---- After training ------------------------------------------------------------------------------------------------
+
+
+def finish(trainer, result, model_args, data_args, data: dict, tokens_per_step: int) -> None:
+    """Evaluate in full precision, sample, and save the folder that the Hub gets."""
+    from modeling_gptlite.training import metrics, plots, report
+
+    args, tokenizer = trainer.args, trainer.processing_class
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    output_dir = Path(args.output_dir)
+
+    loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
+    targets, characters = data["validation_tokens"] - 1, data["validation_characters"]
+    results = {
+        "loss": loss,
+        "perplexity": metrics.perplexity(loss),
+        "bits_per_character": metrics.bits_per_character(loss, targets, characters),
+        "best_step": trainer.state.best_global_step or trainer.state.global_step,
+        "steps": trainer.state.global_step,
+        "train_seconds": result.metrics["train_runtime"],
+        "tokens_seen": trainer.state.global_step * tokens_per_step,
+    }
+    model.generation_config = sampling_defaults(tokenizer)
+    sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
+    record = {
+        "arguments": report.explicit_arguments(model_args, data_args, args),
+        "environment": report.describe_environment(args.device),
+        "data": data,
+        "parameters": model.num_parameters(),
+        "base_model": model_args.model_name_or_path and Path(model_args.model_name_or_path).name,
+        "results": results,
+        "sample": sample,
+        "log_history": trainer.state.log_history,
+    }
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    plots.plot_losses(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png")
+    report.write_card(output_dir, CARD_TEMPLATE, record, output_dir.name)
+    report.write_run(output_dir, record)  # last: its presence says that the run is finished
+    print(f"\n{sample}\n")
+    print(
+        f"validation loss {loss:.4f} nats per token, {results['bits_per_character']:.3f} bits per character, "
+        f"after {results['train_seconds']:.0f} s of training; saved in {output_dir}"
+    )
+
+
+def sampling_defaults(tokenizer):
+    """Sampling that suits a small model. No stop token: one that was never trained would end texts at random."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=True,
+        temperature=0.8,
+        top_k=0,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def write_sample(model, tokenizer, prompt: str, length: int, seed: int) -> str:
+    import transformers
+
+    if length == 0:
+        return ""
+    transformers.set_seed(seed)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    output = model.eval().generate(**inputs, max_new_tokens=length)
+    return tokenizer.decode(output[0])
+
+
+if __name__ == "__main__":
+    run(main)

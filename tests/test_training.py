@@ -1,0 +1,128 @@
+"""Training through the Trainer: what it computes, what it keeps, where it goes on."""
+
+import json
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, TEXT, tiny_model, train_tiny
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from modeling_gptlite.training.data import EvaluationWindows, RandomWindows
+from modeling_gptlite.training.metrics import evaluate_loss
+from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
+from tokenization import build_char_tokenizer, encode_corpus
+
+
+IDS = encode_corpus(TEXT, build_char_tokenizer(TEXT))
+CUT = int(0.9 * len(IDS))
+
+
+def trainer_for(model, folder, steps=6, **settings):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": steps,
+        "precision": "fp32",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "warmup_steps": 0,
+    }
+    args = CausalLMTrainingArguments(str(folder), **{**defaults, **settings})
+    samples = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return CausalLMTrainer(
+        model,
+        args,
+        train_dataset=RandomWindows(IDS[:CUT], 32, samples, args.seed),
+        eval_dataset=EvaluationWindows(IDS[CUT:], 32),
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "trainer"])
+def test_the_loss_falls(optimizer, tmp_path):
+    model = tiny_model("modern-1m")
+    before = evaluate_loss(model, EvaluationWindows(IDS[CUT:], 32))
+    trainer_for(model, tmp_path, steps=40, optimizer=optimizer, learning_rate=1e-2).train()
+    assert evaluate_loss(model, EvaluationWindows(IDS[CUT:], 32)) < before - 1
+
+
+@pytest.mark.parametrize("preset", ARCHITECTURES)
+def test_accumulation_equals_the_larger_batch(preset, tmp_path):
+    weights = []
+    for batch, accumulation in ((8, 1), (4, 2)):
+        model = tiny_model(preset)
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        trainer_for(model, tmp_path, **settings).train()
+        weights.append(model.state_dict())
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=1e-4)
+
+
+def test_the_trainers_evaluation_counts_every_target_once(tmp_path):
+    model = tiny_model("modern-1m")
+    trainer = trainer_for(model, tmp_path, per_device_eval_batch_size=7)
+    expected = evaluate_loss(model, EvaluationWindows(IDS[CUT:], 32), batch_size=64)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_training_knows_other_causal_models_too(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=65, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    trainer = trainer_for(GPT2LMHeadModel(config), tmp_path, steps=40, optimizer="muon", learning_rate=1e-2)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 1
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(trained, text_file, tmp_path):
+    import shutil
+
+    shutil.copytree(trained / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
+    train_tiny(text_file, tmp_path / "run", "--resume_from_checkpoint=true")
+    resumed, undisturbed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", trained))
+    assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
+
+
+def test_the_best_weights_are_kept_not_the_last(text_file, tmp_path):
+    flags = ["--learning_rate=0.5", "--muon_learning_rate=2", "--warmup_steps=15", "--eval_steps=1", "--save_steps=1", "--max_steps=10"]
+    train_tiny(text_file, tmp_path / "wild", *flags)  # learns during warm-up, then is thrown off
+    run = json.loads((tmp_path / "wild" / "run.json").read_text())
+    losses = {row["step"]: row["eval_loss"] for row in run["log_history"] if "eval_loss" in row}
+    assert run["results"]["best_step"] == min(losses, key=losses.get) < 10
+    assert run["results"]["loss"] == pytest.approx(min(losses.values()), abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("bpe", ["--vocab_size=300"]), ("word", ["--vocab_size=40"])])
+def test_other_tokenizers_train(kind, flags, text_file, tmp_path):
+    train_tiny(text_file, tmp_path / kind, f"--tokenizer={kind}", *flags)
+    run = json.loads((tmp_path / kind / "run.json").read_text())
+    results, data = run["results"], run["data"]
+    expected = results["loss"] * (data["validation_tokens"] - 1) / data["validation_characters"] / 0.6931471805599453
+    assert results["bits_per_character"] == pytest.approx(expected)
+
+
+def test_a_saved_model_can_be_trained_on(trained, text_file, tmp_path):
+    train_tiny(text_file, tmp_path / "more", f"--model_name_or_path={trained}", "--max_steps=40")
+    first, more = (json.loads((f / "run.json").read_text())["results"]["loss"] for f in (trained, tmp_path / "more"))
+    assert more < first
+
+
+def test_a_data_set_of_rows_trains(tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "train.jsonl").write_text("".join(json.dumps({"story": line}) + "\n" for line in TEXT.splitlines()))
+    from scripts import train
+
+    train.main(
+        [
+            f"--dataset={rows}",
+            "--text_column=story",
+            f"--output_dir={tmp_path / 'out'}",
+            '--model_overrides={"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32}',
+            "--num_train_epochs=1",
+            "--per_device_train_batch_size=64",
+            "--sample_length=0",
+        ]
+    )
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["results"]["steps"] == round(run["data"]["train_tokens"] / (64 * 32))
