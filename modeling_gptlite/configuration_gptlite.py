@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
-# What `from_pretrained` may find in a `config.json` or be handed by a caller, and `PreTrainedConfig` itself understands.
+# Keywords that are no fields of ours but that `PreTrainedConfig` understands, from a caller or a `config.json`.
 _BASE_KEYWORDS = {
     "attn_implementation",
     "auto_map",
@@ -91,7 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 128,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 128,
     },
     "modern-10m": _10M,
     "modern-124m": _124M,
@@ -243,6 +243,11 @@ class GPTLiteConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
             self.rope_parameters = None
+        absent = [] if self.qk_norm else ["q_norm", "k_norm"]
+        absent += [] if self.mlp_type == "gated" else ["gate_proj"]
+        self.base_model_tp_plan = {
+            name: style for name, style in type(self).base_model_tp_plan.items() if name.split(".")[-1] not in absent
+        }
 
     def validate_sizes(self):
         for name in (
@@ -296,4 +301,4 @@ def _nearest(name: str, names) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-__all__ = ["GPTLiteConfig", "PRESETS"]
+__all__ = ["PRESETS", "GPTLiteConfig"]

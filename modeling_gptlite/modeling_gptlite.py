@@ -304,6 +304,7 @@ class GPTLiteModel(GPTLitePreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
+            self._check_length(inputs_embeds.shape[1])
             past_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_tokens
             position_ids = position_ids.unsqueeze(0)  # 1 T
@@ -331,15 +332,17 @@ class GPTLiteModel(GPTLitePreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
         )
 
+    def _check_length(self, tokens: int):
+        context = self.config.max_position_embeddings
+        if self.config.position_embedding_type == "learned" and tokens > context:
+            raise ValueError(
+                f"{tokens} tokens do not fit the context of {context}; cut the input, or use generate(), which slides"
+            )
+
     def _embed_positions(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor):
         """The first hidden states, and the cosines and sines for every layer (None with learned positions)."""
         if self.config.position_embedding_type == "rope":
             return self.dropout(inputs_embeds), self.rotary_emb(inputs_embeds, position_ids)
-        if inputs_embeds.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{inputs_embeds.shape[1]} tokens do not fit the context of {self.config.max_position_embeddings}; "
-                "cut the input, or use generate(), which slides"
-            )
         positions = self.embed_positions(position_ids).to(inputs_embeds.device)
         return self.dropout(inputs_embeds + positions), None
 

@@ -31,7 +31,7 @@ class Parser(HfArgumentParser):
         )
 
     def error(self, message):
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     def parse(self, argv: list[str] | None = None):

@@ -1,7 +1,7 @@
 """Generate text with a saved model, as it is written.
 
-    python -m scripts.generate --model out/quickstart --prompt "ROMEO:"
-    cat prompt.txt | python -m scripts.generate --model out/quickstart --num_samples 4 --temperature 0.9
+python -m scripts.generate --model out/quickstart --prompt "ROMEO:"
+cat prompt.txt | python -m scripts.generate --model out/quickstart --num_samples 4 --temperature 0.9
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Train or fine-tune a causal language model with the Hugging Face Trainer.
 
-    python -m scripts.train --config recipes/quickstart.yaml
-    python -m scripts.train --preset modern-1m --train_file my_book.txt --max_steps 1000
+python -m scripts.train --config recipes/quickstart.yaml
+python -m scripts.train --preset modern-1m --train_file my_book.txt --max_steps 1000
 """
 
 import json
@@ -162,6 +162,7 @@ def load_source(data_args: DataArguments):
 def load_model_and_tokenizer(model_args: ModelArguments, source):
     """The saved model with its tokenizer, or a new one for a tokenizer made from the text."""
     import tokenization
+    from modeling_gptlite import GPTLiteForCausalLM
 
     builders = {
         "char": lambda: tokenization.build_char_tokenizer(source.pieces()),
@@ -181,23 +182,21 @@ def load_model_and_tokenizer(model_args: ModelArguments, source):
         tokenizer = builders[name or "char"]() if (name or "char") in builders else load_tokenizer(name)
     except ValueError as error:
         raise UserError(error) from error
-    return build_model(model_args, tokenizer), tokenizer
-
-
-def build_model(model_args: ModelArguments, tokenizer):
-    from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-
     special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return GPTLiteForCausalLM(build_config(model_args, vocab_size=len(tokenizer), **special_tokens)), tokenizer
+
+
+def build_config(model_args: ModelArguments, **fields):
+    """The preset with `fields`, and over them what the user overrides."""
+    from modeling_gptlite import GPTLiteConfig
+
     try:
         overrides = json.loads(model_args.model_overrides or "{}")
-        config = GPTLiteConfig.from_preset(
-            model_args.preset, **{"vocab_size": len(tokenizer), **special_tokens, **overrides}
-        )
+        return GPTLiteConfig.from_preset(model_args.preset, **{**fields, **overrides})
     except json.JSONDecodeError as error:
         raise UserError(f"--model_overrides is not JSON: {error}") from error
     except LOADING_ERRORS as error:
         raise UserError(reason(error)) from error
-    return GPTLiteForCausalLM(config)
 
 
 def check_context(context: int, model) -> None:

@@ -17,9 +17,11 @@ os.environ |= {
 }
 
 ROOT = Path(__file__).parent.parent
-TEXT = "".join(f"{i} green bottles standing on the wall,\nand if one should fall: {i - 1}!\n" for i in range(300, 0, -1))
+TEXT = "".join(
+    f"{i} green bottles standing on the wall,\nand if one should fall: {i - 1}!\n" for i in range(300, 0, -1)
+)
 
-# One small model for every architecture among the presets; modern-10m and modern-124m differ from modern-1m in size only.
+# Every architecture among the presets; modern-10m and modern-124m differ from modern-1m in size only.
 ARCHITECTURES = ["classic-10m", "nanogpt-10m", "gpt2-124m", "modern-1m"]
 TINY = {
     "vocab_size": 65,

@@ -35,7 +35,10 @@ def test_presets_have_exactly_the_documented_parameters(preset, vocab_size, coun
         ({"colour": "red"}, ["colour"]),
         ({"hidden_size": "64"}, ["hidden_size", "64", "int"]),
         ({"hidden_size": 100, "num_attention_heads": 7}, ["hidden_size", "100", "num_attention_heads", "7"]),
-        ({"num_attention_heads": 6, "num_key_value_heads": 4}, ["num_attention_heads", "6", "num_key_value_heads", "4"]),
+        (
+            {"num_attention_heads": 6, "num_key_value_heads": 4},
+            ["num_attention_heads", "6", "num_key_value_heads", "4"],
+        ),
         ({"num_hidden_layers": 0}, ["num_hidden_layers", "0", "at least 1"]),
         ({"vocab_size": -1}, ["vocab_size", "-1"]),
         ({"hidden_act": "rellu"}, ["hidden_act", "rellu", "relu"]),

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run_python
+from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from tokenization import (
     build_bpe_tokenizer,
@@ -178,7 +181,9 @@ def test_bpe_stops_where_there_is_nothing_left_to_merge():
     assert len(build_bpe_tokenizer("ab", vocab_size=1000)) < 1000
 
 
-@pytest.mark.parametrize("build, vocab_size, needed", [(build_bpe_tokenizer, 258, 259), (build_word_tokenizer, 3, 3)])
+@pytest.mark.parametrize(
+    ("build", "vocab_size", "needed"), [(build_bpe_tokenizer, 258, 259), (build_word_tokenizer, 3, 3)]
+)
 def test_a_vocabulary_too_small_is_refused_with_both_numbers(build, vocab_size, needed):
     with pytest.raises(ValueError, match=rf"{needed}\b.*\b{vocab_size}$"):
         build(PLAY, vocab_size)
@@ -188,6 +193,12 @@ def test_the_word_tokenizer_keeps_the_most_frequent_words_and_the_rest_become_un
     tokenizer = build_word_tokenizer("to be or to be to rare", vocab_size=3 + 3)
     assert set(tokenizer.get_vocab()) == {" ", "to", "be", *SPECIAL_TOKENS}
     assert tokenizer.decode(tokenizer("be rare or to").input_ids) == "be <|unk|> <|unk|> to"
+
+
+def test_the_word_tokenizer_knows_runs_of_white_space_that_it_has_never_seen():
+    tokenizer = build_word_tokenizer("to be\nor\tnot")
+    text = "\n\n\tto   be\t \n not\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
 @every_kind
@@ -208,6 +219,22 @@ def test_a_special_token_cut_in_two_stays_one_token(tokenizer, position):
     assert tokenizer.decode(ids) == text
 
 
+def test_a_character_vocabulary_in_any_order_is_packed_right():
+    characters = [*map(chr, range(0x4E00, 0x4F00)), "b", "a"]
+    model = models.BPE({c: index for index, c in enumerate(["<unk>", *characters])}, merges=[], unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="<unk>")
+    assert encode_corpus(["ab", "a\u4e00z", "b<unk>"], tokenizer).tolist() == [258, 257, 258, 1, 0, 257, 0]
+
+
+@every_builder
+def test_no_special_token_is_packed_even_where_the_tokenizer_adds_one(build):
+    tokenizer = build(PLAY)
+    template = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", tokenizer.bos_token_id)]}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template)
+    assert tokenizer("to be").input_ids[0] == tokenizer.bos_token_id
+    assert encode_corpus("to be", tokenizer).tolist() == tokenizer("to be", add_special_tokens=False).input_ids
+
+
 @every_kind
 @pytest.mark.parametrize("texts", ["", [], [""]], ids=["text", "no piece", "empty piece"])
 def test_an_empty_text_has_no_ids(tokenizer, texts, tmp_path):
@@ -215,7 +242,7 @@ def test_an_empty_text_has_no_ids(tokenizer, texts, tmp_path):
         assert (ids.shape, ids.dtype) == ((0,), np.uint16)
 
 
-@pytest.mark.parametrize("vocab_size, dtype", [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
 def test_ids_take_two_bytes_up_to_65536_tokens_and_four_beyond(vocab_size, dtype, tmp_path):
     characters = "".join(map(chr, range(0x20000, 0x20000 + vocab_size - len(SPECIAL_TOKENS))))
     tokenizer = build_char_tokenizer(characters)
@@ -238,7 +265,7 @@ def test_cached_ids_are_mapped_and_used_again_for_the_same_text(tokenizer, tmp_p
 
 
 @pytest.mark.parametrize(
-    "text, tokenizer",
+    ("text", "tokenizer"),
     [("ab ba", build_char_tokenizer("abc")), ("abba", build_char_tokenizer("ab "))],
     ids=["tokenizer", "text"],
 )
@@ -271,18 +298,18 @@ def test_a_character_without_id_is_named_where_there_is_no_unk(cached, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "build, expected",
+    ("build", "expected"),
     [
-        (build_char_tokenizer, {"é": 2, "z": 1}),
-        (partial(build_char_tokenizer, special_tokens=False), {"é": 2, "z": 1}),
-        (partial(build_char_tokenizer, byte_fallback=True), {"é": 2, "z": 1}),
-        (build_word_tokenizer, {"abé": 1, "éz": 1}),
+        (build_char_tokenizer, {"é": 5, "z": 1}),
+        (partial(build_char_tokenizer, special_tokens=False), {"é": 5, "z": 1}),
+        (partial(build_char_tokenizer, byte_fallback=True), {"é": 5, "z": 1}),
+        (build_word_tokenizer, {"éé": 2, "éz": 1}),
         (build_bpe_tokenizer, {}),
     ],
     ids=["char", "bare", "byte fallback", "word", "bpe"],
 )
 def test_unknown_characters_are_counted(build, expected):
-    unknown = unknown_characters(["ab abé ", "éz ab"], build("ab ab"))
+    unknown = unknown_characters(["éé ab éé ", "éz ab"], build("ab ab"))
     assert isinstance(unknown, Counter)
     assert unknown == expected
 
@@ -293,7 +320,7 @@ def test_special_tokens_written_out_in_a_text_are_not_unknown(build):
 
 
 @pytest.mark.parametrize(
-    "characters, description",
+    ("characters", "description"),
     [
         ("", ""),
         ("é\u200b", r"'é' (U+00E9), '\u200b' (U+200B)"),
@@ -304,3 +331,27 @@ def test_special_tokens_written_out_in_a_text_are_not_unknown(build):
 )
 def test_characters_are_described_so_that_a_person_can_tell_them_apart(characters, description):
     assert describe_characters(characters) == description
+
+
+@pytest.mark.parametrize("build", [build_char_tokenizer, build_word_tokenizer])
+@pytest.mark.parametrize("size", [1, 7])
+def test_unknown_characters_do_not_depend_on_where_the_text_is_cut(build, size):
+    text = "to be<|endoftext|>to be é or not<|unk|> to be"
+    tokenizer = build("to be")
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    assert unknown_characters(pieces, tokenizer) == unknown_characters(text, tokenizer)
+
+
+@pytest.mark.parametrize("build", [build_bpe_tokenizer, build_word_tokenizer])
+def test_control_characters_that_only_python_calls_white_space_are_packed_right(build, monkeypatch):
+    monkeypatch.setattr("tokenization.corpus._PIECE_CHARACTERS", 5)
+    text = "a!!\x1c!!!!!b"
+    tokenizer = build(text)
+    assert encode_corpus(text, tokenizer).tolist() == tokenizer(text).input_ids
+
+
+def test_pieces_that_can_be_read_only_once_are_refused_with_a_cache(tmp_path):
+    tokenizer = build_char_tokenizer("ab")
+    with pytest.raises(TypeError, match="read twice"):
+        encode_corpus(iter(["ab", "ba"]), tokenizer, tmp_path)
+    assert encode_corpus("abba", tokenizer, tmp_path).tolist() == [0, 1, 1, 0]

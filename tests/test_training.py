@@ -84,7 +84,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(trained, text
 
 
 def test_the_best_weights_are_kept_not_the_last(text_file, tmp_path):
-    flags = ["--learning_rate=0.5", "--muon_learning_rate=2", "--warmup_steps=15", "--eval_steps=1", "--save_steps=1", "--max_steps=10"]
+    flags = [
+        "--learning_rate=0.5",
+        "--muon_learning_rate=2",
+        "--warmup_steps=15",
+        "--eval_steps=1",
+        "--save_steps=1",
+        "--max_steps=10",
+    ]
     train_tiny(text_file, tmp_path / "wild", *flags)  # learns during warm-up, then is thrown off
     run = json.loads((tmp_path / "wild" / "run.json").read_text())
     losses = {row["step"]: row["eval_loss"] for row in run["log_history"] if "eval_loss" in row}

@@ -1,13 +1,13 @@
 """Text to packed ids: one flat array of token ids, fast, in bounded memory, equal to what the tokenizer itself gives.
 
-    ids = encode_corpus(open("book.txt", encoding="utf-8", newline=""), tokenizer)
+ids = encode_corpus(open("book.txt", encoding="utf-8", newline=""), tokenizer)
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,12 +36,15 @@ def encode_corpus(
 
     Raises:
         ValueError: a character has no id and the tokenizer no unknown token.
+        TypeError: `texts` can be read only once, and `cache_dir` is given.
     """
     pieces = [texts] if isinstance(texts, str) else texts
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     if cache_dir is None:
         arrays = [np.asarray(array, dtype=dtype) for array in _encode_pieces(pieces, tokenizer)]
         return np.concatenate(arrays) if arrays else np.empty(0, dtype)
+    if iter(pieces) is pieces:
+        raise TypeError("with a cache_dir the texts are read twice: give a list, not an iterator")
 
     path = Path(cache_dir) / f"{_fingerprint(pieces, tokenizer)}.{dtype.name}"
     if not path.exists():
@@ -55,11 +58,13 @@ def encode_corpus(
 def unknown_characters(texts: str | Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Counter:
     """What of `texts` the tokenizer has no token for, with counts: characters, or words for a word tokenizer."""
     unknown = Counter()
+    pieces = [texts] if isinstance(texts, str) else texts
     table = _CharacterTable.of(tokenizer)
-    for piece in [texts] if isinstance(texts, str) else texts:
-        if table is not None:
+    if table is not None:
+        for piece in table.whole_pieces(pieces):
             unknown.update(table.missing(piece))
-        elif tokenizer.unk_token_id is not None:
+    elif tokenizer.unk_token_id is not None:
+        for piece in itertools.chain.from_iterable(_cut_before_white_space(pieces)):
             encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             for token_id, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
                 if token_id == tokenizer.unk_token_id and piece[start:stop] != tokenizer.unk_token:
@@ -189,7 +194,7 @@ def _cut_before_white_space(pieces: Iterable[str]) -> Iterator[list[str]]:
 
 def _last_word_end(text: str, start: int, stop: int) -> int:
     for cut in range(stop - 1, start, -1):
-        if text[cut].isspace() and not text[cut - 1].isspace():
+        if text[cut] in " \t\r\n" and not text[cut - 1].isspace():
             return cut
     return start
 
@@ -202,12 +207,11 @@ def _fingerprint(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> s
 
 
 def _write_atomically(path: Path, arrays: Iterable[np.ndarray]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "wb") as file:
             for array in arrays:
                 array.tofile(file)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ from transformers import TrainerCallback
 
 
 class LiveLine(TrainerCallback):
-    """`step 250/1000 | loss 1.92 | val 1.85 | 84,000 tokens/s | 0:23 left`: in place on a terminal, else at evaluations.
+    """`step 250/1,000 | loss 1.92 | val 1.85 | 84,000 tokens/s | 0:23 left`, in place on a terminal.
+
+    Where the output is no terminal, one line at each evaluation.
 
     Args:
         tokens_per_step: Of all devices and accumulation steps together.

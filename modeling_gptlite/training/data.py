@@ -1,13 +1,14 @@
 """Where text comes from, and how its ids reach the model: whole batches of windows, no per-sample Python.
 
-    source = load_source("tinyshakespeare")
-    train = RandomWindows(ids, context=256, samples=1000 * 64, seed=0)
+source = load_source("tinyshakespeare")
+train = RandomWindows(ids, context=256, samples=1000 * 64, seed=0)
 """
 
 import codecs
 import hashlib
+import http.client
 import os
-import urllib.error
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ def load_dataset_source(name: str, config: str | None, text_column: str, streami
     """
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(name, config, split="train", streaming=streaming)
     except Exception as error:  # the library raises a dozen kinds, most of them about the network
@@ -157,7 +160,15 @@ def load_dataset_source(name: str, config: str | None, text_column: str, streami
     columns = rows.column_names or list(next(iter(rows)))
     if text_column not in columns:
         raise DataError(f"the data set {name!r} has no column {text_column!r}; its columns: {', '.join(columns)}")
-    return TextSource(name, lambda: ([row[text_column]] for row in rows.select_columns([text_column])))
+
+    def documents() -> Iterator[list[str]]:
+        for row in rows.select_columns([text_column]):
+            text = row[text_column]
+            if not isinstance(text, str):
+                raise DataError(f"the column {text_column!r} of {name!r} holds {text!r}, which is not text")
+            yield [text]
+
+    return TextSource(name, documents)
 
 
 def read_text(path: str | os.PathLike) -> Iterator[str]:
@@ -201,7 +212,7 @@ def _download_tinyshakespeare(path: Path) -> Path:
     try:
         with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=20) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"tiny Shakespeare cannot be downloaded ({error}); "
             "put tinyshakespeare.txt into a folder and name it in GPTLITE_DATA"
@@ -252,7 +263,7 @@ class RandomWindows(Dataset):
         return self.samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: tensor[0] for name, tensor in self.__getitems__([index]).items()}
+        return _single(self, index)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         starts = _hash(self.seed, np.asarray(indices)) % np.uint64(len(self.ids) - self.context)
@@ -275,7 +286,7 @@ class EvaluationWindows(Dataset):
         return -(-(len(self.ids) - 1) // self.context)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: tensor[0] for name, tensor in self.__getitems__([index]).items()}
+        return _single(self, index)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         windows = np.full((len(indices), self.context + 1), IGNORED, dtype=np.int64)
@@ -283,6 +294,12 @@ class EvaluationWindows(Dataset):
             window = self.ids[index * self.context : (index + 1) * self.context + 1]
             windows[row, : len(window)] = window
         return _batch(windows)
+
+
+def _single(windows: Dataset, index: int) -> dict[str, torch.Tensor]:
+    if not 0 <= index < len(windows):
+        raise IndexError(index)  # ends a `for` over the windows
+    return {name: tensor[0] for name, tensor in windows.__getitems__([index]).items()}
 
 
 def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The one number: validation loss in nats per token over the whole split, and what follows from it.
 
-    result = evaluate_loss(model, EvaluationWindows(ids, context=256))
+result = evaluate_loss(model, EvaluationWindows(ids, context=256))
 """
 
 import math

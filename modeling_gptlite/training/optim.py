@@ -1,6 +1,6 @@
 """Optimizers for the Trainer's factory: AdamW as GPT-2's trainers group it, and Muon for the matrices.
 
-    Trainer(..., optimizer_cls_and_kwargs=(lambda: build_muon, {"learning_rate": 3e-3, "muon_learning_rate": 0.02}))
+Trainer(..., optimizer_cls_and_kwargs=(lambda: build_muon, {"learning_rate": 3e-3, "muon_learning_rate": 0.02}))
 """
 
 import torch

@@ -49,7 +49,11 @@ def write_run(folder: Path, record: dict[str, Any]) -> None:
 
 
 def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) -> None:
-    """Fill the card's template from a run's record and write it as `README.md`."""
+    """Fill the card's template from a run's record and write it as `README.md`.
+
+    Args:
+        name: Of the model; also what the usage block loads.
+    """
     results = record["results"]
     data = ModelCardData(
         language="en",
@@ -75,7 +79,7 @@ def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) 
             )
         ],
     )
-    card = ModelCard.from_template(data, template_path=str(template), model_name=name, **record)
+    card = ModelCard.from_template(data, template_path=str(template), model_name=name, repo_id=name, **record)
     card.save(folder / "README.md")
 
 
@@ -106,7 +110,9 @@ def _hardware(device: torch.device) -> str:
     processor = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            processor = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor)
+            processor = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor
+            )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = f"{cores} cores of {processor}"
     return name if device.type == "cpu" else f"{device.type}, {name}"

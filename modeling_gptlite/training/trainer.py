@@ -1,8 +1,9 @@
 """The Hugging Face Trainer with what a causal language model on packed ids needs, and nothing of the loop rewritten.
 
-    trainer = CausalLMTrainer(model, args, train_dataset=RandomWindows(...), eval_dataset=EvaluationWindows(...))
+trainer = CausalLMTrainer(model, args, train_dataset=RandomWindows(...), eval_dataset=EvaluationWindows(...))
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -49,9 +50,13 @@ class CausalLMTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of all matrices."})
     adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's decay of the second moment."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "transformers' schedule name."})
-    warmup_steps: float = field(default=100, metadata={"help": "Steps, or below 1 the fraction of the run, of warm-up."})
+    warmup_steps: float = field(
+        default=100, metadata={"help": "Steps, or below 1 the fraction of the run, of warm-up."}
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
-    eval_steps: float = field(default=250, metadata={"help": "Steps between evaluations of the whole validation split."})
+    eval_steps: float = field(
+        default=250, metadata={"help": "Steps between evaluations of the whole validation split."}
+    )
     save_strategy: str = field(default="steps", metadata={"help": "no, steps, epoch or best."})
     save_steps: float = field(default=250, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best one is among them."})
@@ -100,6 +105,21 @@ class CausalLMTrainer(Trainer):
         }
         kwargs.setdefault("data_collator", whole_batch)
         super().__init__(model, args, optimizer_cls_and_kwargs=factories[args.optimizer], **kwargs)
+
+    def train(self, *args, **kwargs):
+        """As the Trainer's, with the attention that trains fastest where this runs."""
+        chosen = self.model.config._attn_implementation
+        if self._fused_attention_is_slow():
+            self.model.set_attn_implementation("eager")
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.model.set_attn_implementation(chosen)
+
+    def _fused_attention_is_slow(self) -> bool:
+        """On a CPU in bf16 and over short windows, going back through it takes PyTorch twice as long as eager's."""
+        short = getattr(self.train_dataset, "context", math.inf) <= 256
+        return short and self.args.device.type == "cpu" and self.args.bf16 and not self.args.torch_compile
 
     def evaluation_loop(self, dataloader, description, *_, metric_key_prefix="eval", **__) -> EvalLoopOutput:
         """Mean loss per target over all windows; the Trainer's own mean of batch means weighs the last one wrongly."""
