@@ -35,7 +35,10 @@ class Parser(HfArgumentParser):
         raise SystemExit(2)
 
     def parse(self, argv: list[str] | None = None):
-        """The dataclasses, filled from the flags; `--config FILE.yaml` anywhere fills in what no flag says."""
+        """The dataclasses, filled from the flags; `--config FILE.yaml` anywhere fills in what no flag says.
+
+        `self.given` then holds what recipe and flags said, without the defaults.
+        """
         argv = list(sys.argv[1:] if argv is None else argv)
         recipe_argv, flags = self._split_recipe(argv)
         try:
@@ -44,6 +47,9 @@ class Parser(HfArgumentParser):
             self.error(" ".join(str(error).split()))
         if unknown:
             self._reject(unknown[0].split("=")[0].lstrip("-"), f"unknown argument {unknown[0]!r}")
+        named = [flag.split("=")[0].lstrip("-").replace("-", "_") for flag in recipe_argv + flags if flag[:2] == "--"]
+        values = {name: value for group in parsed for name, value in vars(group).items()}
+        self.given = {name: values[name] for name in named if name in values}
         return parsed
 
     def _split_recipe(self, argv: list[str]) -> tuple[list[str], list[str]]:

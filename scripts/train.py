@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from modeling_gptlite.training.trainer import CausalLMTrainingArguments
 from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, reason, run
@@ -72,12 +73,18 @@ class DataArguments:
 
 
 def main(argv: list[str] | None = None):
-    arguments = Parser((ModelArguments, DataArguments, CausalLMTrainingArguments), __doc__).parse(argv)
-    train(*arguments)
+    parser = Parser((ModelArguments, DataArguments, CausalLMTrainingArguments), __doc__)
+    train(*parser.parse(argv), parser.given)
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: CausalLMTrainingArguments) -> None:
-    """Train, evaluate, sample and save: everything that `python -m scripts.train` does after reading its flags."""
+def train(
+    model_args: ModelArguments, data_args: DataArguments, args: CausalLMTrainingArguments, given: dict[str, Any]
+) -> None:
+    """Train, evaluate, sample and save: everything that `python -m scripts.train` does after reading its flags.
+
+    Args:
+        given: The arguments that recipe and flags gave, for `run.json`.
+    """
     import transformers
 
     from modeling_gptlite.training.callbacks import LiveLine
@@ -117,7 +124,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: CausalLMTr
     say(args, f"{model.num_parameters():,} parameters, {batch * context:,} tokens a step, {describe_speed(args)}")
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        finish(trainer, result, model_args, data_args, data, batch * context)
+        finish(trainer, result, model_args, data_args, given, data, batch * context)
 
 
 # ---- Before training -----------------------------------------------------------------------------------------------
@@ -240,7 +247,7 @@ def say(args: CausalLMTrainingArguments, line: str) -> None:
 # ---- After training ------------------------------------------------------------------------------------------------
 
 
-def finish(trainer, result, model_args, data_args, data: dict, tokens_per_step: int) -> None:
+def finish(trainer, result, model_args, data_args, given: dict, data: dict, tokens_per_step: int) -> None:
     """Evaluate in full precision, sample, and save the folder that the Hub gets."""
     from modeling_gptlite.training import metrics, plots, report
 
@@ -262,7 +269,7 @@ def finish(trainer, result, model_args, data_args, data: dict, tokens_per_step: 
     model.generation_config = sampling_defaults(tokenizer)
     sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
     record = {
-        "arguments": report.explicit_arguments(model_args, data_args, args),
+        "arguments": report.without_places({name: value for name, value in given.items() if name != "output_dir"}),
         "environment": report.describe_environment(args.device),
         "data": data,
         "parameters": model.num_parameters(),

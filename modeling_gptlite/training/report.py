@@ -1,6 +1,5 @@
 """What a run leaves beside its weights: `run.json`, and a model card filled from it."""
 
-import dataclasses
 import json
 import os
 import platform
@@ -29,16 +28,9 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def explicit_arguments(*arguments) -> dict[str, Any]:
-    """The fields of argument dataclasses that differ from their defaults, paths cut to their last part."""
-    explicit = {}
-    for group in arguments:
-        for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            if field.init and value != default and not field.name.endswith("token"):
-                explicit[field.name] = _portable(value)
-    return explicit
+def without_places(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` as they may be published: no token, and of every path only its last part."""
+    return {name: _last_part(value) for name, value in arguments.items() if not name.endswith("token")}
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> None:
@@ -83,12 +75,10 @@ def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) 
     card.save(folder / "README.md")
 
 
-def _portable(value):
-    if isinstance(value, list | tuple):
-        return [_portable(item) for item in value]
-    if isinstance(value, str) and os.sep in value:
-        return Path(value).name
-    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
+def _last_part(value):
+    if isinstance(value, list):
+        return [_last_part(item) for item in value]
+    return Path(value).name if isinstance(value, str) and os.path.exists(value) else value
 
 
 def _commit() -> str | None:

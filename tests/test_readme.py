@@ -1,0 +1,101 @@
+"""The README: every command and block in it runs, and its numbers are the code's."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, TEXT
+
+from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+from modeling_gptlite.configuration_gptlite import PRESETS
+from scripts import generate, train
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = {"scripts.train": train.main, "scripts.generate": generate.main}
+QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+LINES = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+
+
+@pytest.fixture
+def place(tmp_path, trained, monkeypatch):
+    """A folder in which the README's names exist."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "out" / "quickstart")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "my_book.txt").write_text(TEXT)
+    monkeypatch.setenv("GPTLITE_DATA", str(tmp_path))  # no tiny Shakespeare there: read the book instead
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m")])
+def test_a_command_of_the_readme_runs(line, place, monkeypatch, capsys):
+    _, _, module, *argv = [word.replace("ROMEO", "12").replace("JULIET", "3") for word in shlex.split(line)]
+    if module == "scripts.train" and "--help" not in argv:
+        monkeypatch.setattr("modeling_gptlite.training.data.load_source", lambda *_, **__: book(place))
+        argv += [*QUICK, f"--output_dir={place / 'result'}"]
+    if "--help" in argv:
+        with pytest.raises(SystemExit, match="0"):
+            COMMANDS[module](argv)
+    else:
+        COMMANDS[module](argv)
+        assert capsys.readouterr().out
+
+
+def book(place):
+    from modeling_gptlite.training.data import load_files
+
+    return load_files([place / "my_book.txt"])
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make")])
+def test_a_make_target_of_the_readme_exists(line):
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[-1])
+def test_a_block_of_the_readme_runs(block, place, capsys):
+    exec(block.replace("ROMEO", "12"), {})
+
+
+def test_the_commands_and_their_output_come_first():
+    head = README.splitlines()[:40]
+    assert "make train" in "\n".join(head[:8])
+    assert any(line.startswith("validation loss") for line in head)
+
+
+def test_the_table_of_presets_tells_the_exact_sizes():
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| (\d+) x (\d+) x (\d+), (\d+) \|.*\| ([\d,]+) \(vocabulary (\d+)\) \|$", README, re.M
+    )
+    assert [row[0] for row in rows] == list(PRESETS)
+    for preset, hidden, layers, heads, context, count, vocab_size in rows:
+        config = GPTLiteConfig.from_preset(preset, vocab_size=int(vocab_size))
+        with torch.device("meta"):
+            assert GPTLiteForCausalLM(config).num_parameters() == int(count.replace(",", ""))
+        sizes = (
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.max_position_embeddings,
+        )
+        assert sizes == (int(hidden), int(layers), int(heads), int(context))
+
+
+def test_the_table_of_recipes_is_complete():
+    assert set(re.findall(r"^\| `(\w+\.yaml)`", README, re.M)) == {
+        path.name for path in (ROOT / "recipes").glob("*.yaml")
+    }
+
+
+def test_no_link_of_a_page_leads_nowhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
