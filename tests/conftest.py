@@ -14,6 +14,7 @@ os.environ |= {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # toy models gain nothing from threads and lose to whatever else the machine does
 }
 
 ROOT = Path(__file__).parent.parent
