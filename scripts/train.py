@@ -87,7 +87,7 @@ def train(
     """
     import transformers
 
-    from modeling_gptlite.training.callbacks import LiveLine
+    from modeling_gptlite.training.callbacks import LiveLine, StopOnSignal
     from modeling_gptlite.training.data import DataError, EvaluationWindows, RandomWindows
     from modeling_gptlite.training.trainer import CausalLMTrainer
 
@@ -103,7 +103,7 @@ def train(
         train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
         data |= {"context_length": context}
 
-        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         if args.max_steps <= 0:
             args.max_steps = max(1, round(args.num_train_epochs * len(train_ids) / (batch * context)))
         train_windows = RandomWindows(train_ids, context, args.max_steps * batch, args.seed)
@@ -111,18 +111,22 @@ def train(
     except DataError as error:
         raise UserError(error) from error
 
+    stop = StopOnSignal()
     trainer = CausalLMTrainer(
         model,
         args,
         train_dataset=train_windows,
         eval_dataset=validation_windows,
         processing_class=tokenizer,
-        callbacks=[LiveLine(batch * context)],
+        callbacks=[LiveLine(batch * context), stop],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     say(args, f"{data['name']}: {data['train_tokens']:,} tokens to train on, {data['validation_tokens']:,} to validate")
     say(args, f"{model.num_parameters():,} parameters, {batch * context:,} tokens a step, {describe_speed(args)}")
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if stop.received and trainer.state.global_step < args.max_steps:
+        say(args, f"\nstopped at step {trainer.state.global_step:,}; --resume_from_checkpoint true goes on from there")
+        raise SystemExit(128 + stop.received)
     if trainer.is_world_process_zero():
         finish(trainer, result, model_args, data_args, given, data, batch * context)
 
@@ -218,10 +222,14 @@ def encode(source, tokenizer, validation_fraction: float):
     from tokenization import describe_characters, encode_corpus, unknown_characters
 
     splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
-    if unknown := unknown_characters(splits[0], tokenizer) + unknown_characters(splits[1], tokenizer):
-        share = sum(unknown.values()) / sum(map(len, splits))
-        print(f"not in the vocabulary, {share:.2%} of the text: {describe_characters(unknown)}", flush=True)
-    train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
+    try:
+        train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
+    except ValueError as error:  # a character without an id, and no unknown token to stand for it
+        raise UserError(error) from error
+    if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
+        unknown = unknown_characters(splits[0], tokenizer) + unknown_characters(splits[1], tokenizer)
+        share = sum(unknown.values()) / (len(train_ids) + len(validation_ids))
+        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
     data = {
         "name": source.name,
         "sha256": splits[0].sha256,
@@ -309,8 +317,8 @@ def write_sample(model, tokenizer, prompt: str, length: int, seed: int) -> str:
     if length == 0:
         return ""
     transformers.set_seed(seed)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    output = model.eval().generate(**inputs, max_new_tokens=length)
+    inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
+    output = model.eval().generate(inputs["input_ids"].to(model.device), max_new_tokens=length)
     return tokenizer.decode(output[0])
 
 

@@ -1,12 +1,14 @@
 """Training through the Trainer: what it computes, what it keeps, where it goes on."""
 
 import json
+import shutil
+import signal
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, TEXT, tiny_model, train_tiny
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from modeling_gptlite.training.data import EvaluationWindows, RandomWindows
 from modeling_gptlite.training.metrics import evaluate_loss
@@ -74,12 +76,31 @@ def test_training_knows_other_causal_models_too(tmp_path):
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(trained, text_file, tmp_path):
-    import shutil
-
     shutil.copytree(trained / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
     train_tiny(text_file, tmp_path / "run", "--resume_from_checkpoint=true")
     resumed, undisturbed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", trained))
     assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_with_a_checkpoint_to_go_on_from(
+    number, trained, text_file, tmp_path, monkeypatch, capsys
+):
+    step = Trainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 13:
+            signal.raise_signal(number)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", interrupted)
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        train_tiny(text_file, tmp_path / "run")
+    assert "stopped at step 14; --resume_from_checkpoint true goes on" in capsys.readouterr().out
+    monkeypatch.undo()
+    train_tiny(text_file, tmp_path / "run", "--resume_from_checkpoint=true")
+    resumed, undisturbed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", trained))
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
 
 

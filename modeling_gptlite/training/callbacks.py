@@ -1,5 +1,6 @@
-"""What a person sees while a model trains: one line that moves."""
+"""What a person sees while a model trains, one line that moves; and how training ends when it is told to."""
 
+import signal
 import sys
 import time
 
@@ -45,3 +46,29 @@ class LiveLine(TrainerCallback):
             parts.append(f"val {self.validation_loss:.4f}")
         parts += [f"{done * self.tokens_per_step / seconds:,.0f} tokens/s", f"{left // 60}:{left % 60:02d} left"]
         return " | ".join(parts)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at once.
+
+    Attributes:
+        received: The signal's number, or 0.
+    """
+
+    def __init__(self):
+        self.received = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _receive(self, number, frame):
+        self.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
