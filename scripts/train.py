@@ -6,6 +6,7 @@ python -m scripts.train --preset modern-1m --train_file my_book.txt --max_steps 
 
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def train(
 
     from modeling_gptlite.training.callbacks import LiveLine, StopOnSignal
     from modeling_gptlite.training.data import DataError, EvaluationWindows, RandomWindows
+    from modeling_gptlite.training.hub import HubError, hub_errors
+    from modeling_gptlite.training.report import describe_environment, without_places
     from modeling_gptlite.training.trainer import CausalLMTrainer
 
     transformers.utils.logging.disable_progress_bar()  # `LiveLine` is the progress
@@ -101,7 +104,7 @@ def train(
         context = data_args.context_length or model.config.max_position_embeddings
         check_context(context, model)
         train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
-        data |= {"context_length": context}
+        data |= {"context_length": context, "hub_dataset": hub_dataset(data_args)}
 
         batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         if args.max_steps <= 0:
@@ -111,15 +114,28 @@ def train(
     except DataError as error:
         raise UserError(error) from error
 
+    facts = {
+        "arguments": without_places({name: value for name, value in given.items() if name != "output_dir"}),
+        "environment": describe_environment(args.device),
+        "data": data,
+        "parameters": model.num_parameters(),
+        "prompt": data_args.sample_prompt,
+        **origin(model_args.model_name_or_path),
+    }
     stop = StopOnSignal()
-    trainer = CausalLMTrainer(
-        model,
-        args,
-        train_dataset=train_windows,
-        eval_dataset=validation_windows,
-        processing_class=tokenizer,
-        callbacks=[LiveLine(batch * context), stop],
-    )
+    try:
+        with hub_errors(args.hub_model_id or output_dir.name):  # with --push_to_hub it makes the repository
+            trainer = CausalLMTrainer(
+                model,
+                args,
+                train_dataset=train_windows,
+                eval_dataset=validation_windows,
+                processing_class=tokenizer,
+                callbacks=[LiveLine(batch * context), stop],
+                card=lambda trainer: interim_card(trainer, facts, batch * context),
+            )
+    except HubError as error:
+        raise UserError(error) from error
     trainer.remove_callback(transformers.PrinterCallback)
     say(args, f"{data['name']}: {data['train_tokens']:,} tokens to train on, {data['validation_tokens']:,} to validate")
     say(args, f"{model.num_parameters():,} parameters, {batch * context:,} tokens a step, {describe_speed(args)}")
@@ -128,7 +144,9 @@ def train(
         say(args, f"\nstopped at step {trainer.state.global_step:,}; --resume_from_checkpoint true goes on from there")
         raise SystemExit(128 + stop.received)
     if trainer.is_world_process_zero():
-        finish(trainer, result, model_args, data_args, given, data, batch * context)
+        finish(trainer, result, data_args, facts, batch * context)
+        if args.push_to_hub:
+            publish(trainer)
 
 
 # ---- Before training -----------------------------------------------------------------------------------------------
@@ -241,6 +259,23 @@ def encode(source, tokenizer, validation_fraction: float):
     return train_ids, validation_ids, data
 
 
+def hub_dataset(data_args: DataArguments) -> str | None:
+    """The data set's name if it is one of the Hub's."""
+    from modeling_gptlite.training.data import BUILT_IN_SOURCES
+
+    is_local = data_args.dataset is None or data_args.dataset in BUILT_IN_SOURCES or os.path.exists(data_args.dataset)
+    return None if is_local else data_args.dataset
+
+
+def origin(name_or_path: str | None) -> dict[str, str | None]:
+    """What a fine-tuned model comes from: its Hub name for the card's metadata, and what to call it."""
+    if name_or_path is None:
+        return {"base_model": None, "fine_tuned_from": None}
+    is_local = os.path.isdir(name_or_path)
+    name = Path(name_or_path).resolve().name if is_local else name_or_path
+    return {"base_model": None if is_local else name, "fine_tuned_from": name}
+
+
 def describe_speed(args: CausalLMTrainingArguments) -> str:
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     compiled = "compiled" if args.torch_compile else "not compiled"
@@ -255,7 +290,7 @@ def say(args: CausalLMTrainingArguments, line: str) -> None:
 # ---- After training ------------------------------------------------------------------------------------------------
 
 
-def finish(trainer, result, model_args, data_args, given: dict, data: dict, tokens_per_step: int) -> None:
+def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> None:
     """Evaluate in full precision, sample, and save the folder that the Hub gets."""
     from modeling_gptlite.training import metrics, plots, report
 
@@ -264,38 +299,60 @@ def finish(trainer, result, model_args, data_args, given: dict, data: dict, toke
     output_dir = Path(args.output_dir)
 
     loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
-    targets, characters = data["validation_tokens"] - 1, data["validation_characters"]
-    results = {
-        "loss": loss,
-        "perplexity": metrics.perplexity(loss),
-        "bits_per_character": metrics.bits_per_character(loss, targets, characters),
-        "best_step": trainer.state.best_global_step or trainer.state.global_step,
-        "steps": trainer.state.global_step,
-        "train_seconds": result.metrics["train_runtime"],
-        "tokens_seen": trainer.state.global_step * tokens_per_step,
-    }
     model.generation_config = sampling_defaults(tokenizer)
     sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
-    record = {
-        "arguments": report.without_places({name: value for name, value in given.items() if name != "output_dir"}),
-        "environment": report.describe_environment(args.device),
-        "data": data,
-        "parameters": model.num_parameters(),
-        "base_model": model_args.model_name_or_path and Path(model_args.model_name_or_path).name,
-        "results": results,
-        "sample": sample,
-        "log_history": trainer.state.log_history,
-    }
+    record = make_record(trainer, facts, loss, tokens_per_step, result.metrics["train_runtime"], sample)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     plots.plot_losses(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png")
-    report.write_card(output_dir, CARD_TEMPLATE, record, output_dir.name)
+    card = report.render_card(CARD_TEMPLATE, record, output_dir.name)
+    (output_dir / "README.md").write_text(card, encoding="utf-8")
     report.write_run(output_dir, record)  # last: its presence says that the run is finished
     print(f"\n{sample}\n")
     print(
-        f"validation loss {loss:.4f} nats per token, {results['bits_per_character']:.3f} bits per character, "
-        f"after {results['train_seconds']:.0f} s of training; saved in {output_dir}"
+        f"validation loss {loss:.4f} nats per token, {record['results']['bits_per_character']:.3f} bits per character, "
+        f"after {record['results']['train_seconds']:.0f} s of training; saved in {output_dir}"
     )
+
+
+def make_record(trainer, facts: dict, loss: float, tokens_per_step: int, seconds: float, sample: str) -> dict[str, Any]:
+    """What `run.json` holds and the card is filled from."""
+    from modeling_gptlite.training import metrics
+
+    state, data = trainer.state, facts["data"]
+    results = {
+        "loss": loss,
+        "perplexity": metrics.perplexity(loss),
+        "bits_per_character": metrics.bits_per_character(
+            loss, data["validation_tokens"] - 1, data["validation_characters"]
+        ),
+        "best_step": state.best_global_step or state.global_step,
+        "steps": state.global_step,
+        "train_seconds": seconds,
+        "tokens_seen": state.global_step * tokens_per_step,
+    }
+    return {**facts, "results": results, "sample": sample, "log_history": state.log_history}
+
+
+def interim_card(trainer, facts: dict, tokens_per_step: int) -> str | None:
+    """The card of a checkpoint that is pushed while training goes on."""
+    from modeling_gptlite.training.report import render_card
+
+    loss = trainer.state.best_metric
+    if loss is None:
+        return None
+    record = make_record(trainer, facts, loss, tokens_per_step, time.time() - trainer.began, sample="")
+    return render_card(CARD_TEMPLATE, record, trainer.hub_model_id)
+
+
+def publish(trainer) -> None:
+    """Push the finished folder with its card, once the last checkpoint's push has ended."""
+    from modeling_gptlite.training.report import RUN_FILE, render_card
+
+    folder = Path(trainer.args.output_dir)
+    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    commit = trainer.push_to_hub("End of training", card=render_card(CARD_TEMPLATE, record, trainer.hub_model_id))
+    print(f"pushed to {commit.repo_url}")
 
 
 def sampling_defaults(tokenizer):

@@ -13,7 +13,8 @@ ALLOWED = {
     "modeling_gptlite/configuration_gptlite.py": {"transformers", "huggingface_hub"},
     "modeling_gptlite/modeling_gptlite.py": {"torch", "transformers", ".configuration_gptlite"},
     "modeling_gptlite/__init__.py": {"transformers", ".configuration_gptlite", ".modeling_gptlite"},
-    "modeling_gptlite/training/*.py": TRAINING | {".data", ".metrics", ".optim"},
+    "modeling_gptlite/conversion.py": {"torch", "transformers", ".configuration_gptlite", ".modeling_gptlite"},
+    "modeling_gptlite/training/*.py": TRAINING | {".data", ".hub", ".metrics", ".optim"},
     "tokenization/*.py": {"tokenizers", "transformers", "numpy", ".builders", ".corpus"},
 }
 

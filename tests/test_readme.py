@@ -4,17 +4,24 @@ import re
 import shlex
 import shutil
 
+import hub_server
 import pytest
 import torch
 from conftest import ROOT, TEXT
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 from modeling_gptlite.configuration_gptlite import PRESETS
-from scripts import generate, train
+from scripts import generate, push_to_hub, train
 
+
+hub = hub_server.hub
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {"scripts.train": train.main, "scripts.generate": generate.main}
+COMMANDS = {
+    "scripts.train": train.main,
+    "scripts.generate": generate.main,
+    "scripts.push_to_hub": push_to_hub.main,
+}
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
 
 
@@ -37,8 +44,11 @@ def place(tmp_path, trained, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m")])
-def test_a_command_of_the_readme_runs(line, place, monkeypatch, capsys):
-    _, _, module, *argv = [word.replace("ROMEO", "12").replace("JULIET", "3") for word in shlex.split(line)]
+def test_a_command_of_the_readme_runs(line, place, hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada"}.items():
+        line = line.replace(name, value)
+    _, _, module, *argv = shlex.split(line)
     if module == "scripts.train" and "--help" not in argv:
         monkeypatch.setattr("modeling_gptlite.training.data.load_source", lambda *_, **__: book(place))
         argv += [*QUICK, f"--output_dir={place / 'result'}"]

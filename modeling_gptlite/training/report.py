@@ -40,19 +40,22 @@ def write_run(folder: Path, record: dict[str, Any]) -> None:
     os.replace(partial, folder / RUN_FILE)
 
 
-def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) -> None:
-    """Fill the card's template from a run's record and write it as `README.md`.
+def render_card(template: Path, record: dict[str, Any], repo_id: str, native: bool = False) -> str:
+    """The model card of a run: the template filled from its record.
 
     Args:
-        name: Of the model; also what the usage block loads.
+        record: What `run.json` holds.
+        repo_id: What the usage block loads: a Hub name, or a folder's.
+        native: The weights are saved as a class of transformers itself, so no remote code is needed.
     """
-    results = record["results"]
+    name, results = repo_id.split("/")[-1], record["results"]
     data = ModelCardData(
         language="en",
         license="mit",
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gptlite", "custom_code"],
+        tags=["gptlite"] if native else ["gptlite", "custom_code"],
+        datasets=record["data"]["hub_dataset"] and [record["data"]["hub_dataset"]],
         base_model=record["base_model"],
         model_name=name,
         eval_results=[
@@ -60,6 +63,7 @@ def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) 
                 task_type="text-generation",
                 dataset_type=record["data"]["name"],
                 dataset_name=record["data"]["name"],
+                dataset_split="validation",
                 metric_type=metric,
                 metric_name=label,
                 metric_value=round(results[metric], 4),
@@ -71,8 +75,20 @@ def write_card(folder: Path, template: Path, record: dict[str, Any], name: str) 
             )
         ],
     )
-    card = ModelCard.from_template(data, template_path=str(template), model_name=name, repo_id=name, **record)
-    card.save(folder / "README.md")
+    card = ModelCard.from_template(
+        data, template_path=str(template), model_name=name, repo_id=repo_id, native=native, **record
+    )
+    return card.content
+
+
+def plain_card(repo_id: str, native: bool = False) -> str:
+    """The card of a model of which no run is recorded: metadata, and nothing that nobody measured."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gptlite"] if native else ["gptlite", "custom_code"],
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n"
 
 
 def _last_part(value):

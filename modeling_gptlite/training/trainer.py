@@ -5,16 +5,21 @@ trainer = CausalLMTrainer(model, args, train_dataset=RandomWindows(...), eval_da
 
 import math
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import PushInProgress, is_torch_bf16_gpu_available
 
 from .data import whole_batch
+from .hub import push_folder
 from .metrics import mean_loss, window_losses
 from .optim import build_adamw, build_muon
 
@@ -81,6 +86,8 @@ class CausalLMTrainingArguments(TrainingArguments):
         elif self.precision != "auto":
             self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
         super().__post_init__()
+        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError("hub_strategy must be end or every_save: checkpoints with optimizer state stay at home")
 
     def _multiplies_bf16(self) -> bool:
         if self.use_cpu:
@@ -91,7 +98,20 @@ class CausalLMTrainingArguments(TrainingArguments):
 class CausalLMTrainer(Trainer):
     """`Trainer` for packed windows: exact evaluation of the whole split, checkpoints that load anywhere."""
 
-    def __init__(self, model: PreTrainedModel, args: CausalLMTrainingArguments, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: CausalLMTrainingArguments,
+        card: Callable[["CausalLMTrainer"], str | None] | None = None,
+        **kwargs,
+    ):
+        """As the Trainer's.
+
+        Args:
+            card: Renders the model card of a checkpoint that is pushed while training goes on.
+        """
+        self.card = card
+        self._use_cache = model.config.use_cache
         adamw = {
             "learning_rate": args.learning_rate,
             "betas": (args.adam_beta1, args.adam_beta2),
@@ -108,6 +128,7 @@ class CausalLMTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         """As the Trainer's, with the attention that trains fastest where this runs."""
+        self.began = time.time()
         chosen = self.model.config._attn_implementation
         if self._fused_attention_is_slow():
             self.model.set_attn_implementation("eager")
@@ -115,6 +136,7 @@ class CausalLMTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self.model.set_attn_implementation(chosen)
+            self.model.config.use_cache = self._use_cache  # the Trainer switches it off, and would save it so
 
     def _fused_attention_is_slow(self) -> bool:
         """On a CPU in bf16 and over short windows, going back through it takes PyTorch twice as long as eager's."""
@@ -143,3 +165,32 @@ class CausalLMTrainer(Trainer):
         pickled = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
         if self.args.should_save and os.path.exists(pickled):
             os.remove(pickled)
+
+    def push_to_hub(self, commit_message: str = "End of training", card: str | None = None, **kwargs) -> CommitInfo:
+        """Publish the output folder in one commit: what `hub.PUBLISHED` names, and no more.
+
+        Args:
+            card: The `README.md` to publish instead of the folder's.
+            kwargs: `revision`, `private` and `token`, as in the Trainer's.
+        """
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self._push(self.args.output_dir, commit_message, card, run_as_future=False, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return  # the next checkpoint will do
+        message = f"Training in progress, step {self.state.global_step}"
+        card = self.card(self) if self.card else None
+        job = self._push(checkpoint_folder, message, card, run_as_future=True)
+        self.push_in_progress = PushInProgress([job])
+
+    def _push(self, folder: str, message: str, card: str | None, run_as_future: bool, **kwargs):
+        settings = {"token": self.args.hub_token, "revision": self.args.hub_revision, **kwargs}
+        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        settings.setdefault("private", self.args.hub_private_repo)
+        return push_folder(Path(folder), repo_id, card, message, run_as_future=run_as_future, **settings)

@@ -1,0 +1,402 @@
+"""The Hub end to end, over HTTP to a server on this machine: push, card, load back by name, faults."""
+
+import json
+import re
+import shutil
+
+import hub_server
+import pytest
+import torch
+from conftest import TEXT, run_python, tiny_model, train_tiny
+from hub_server import Fault
+from huggingface_hub import HfApi, ModelCard
+from test_commands import call, refused
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import modeling_gptlite  # noqa: F401  registers the classes
+from scripts import push_to_hub
+from tokenization import build_char_tokenizer
+
+
+hub = hub_server.hub
+
+REPO = "ada/bottles"
+PUBLISHED = {
+    "README.md",
+    "config.json",
+    "configuration_gptlite.py",
+    "generation_config.json",
+    "loss.png",
+    "model.safetensors",
+    "modeling_gptlite.py",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.fixture
+def ada(hub, monkeypatch):
+    """A Hub that knows ada, and ada logged in."""
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    return hub.server
+
+
+def push(folder, *flags, capsys, repo_id=REPO):
+    code, out, err = call(push_to_hub.main, f"--model={folder}", f"--repo_id={repo_id}", *flags, capsys=capsys)
+    assert code == 0, err
+    return out
+
+
+def published(hub, repo_id=REPO, revision="main"):
+    return set(hub.repo(repo_id).files(revision)) - {".gitattributes"}
+
+
+def commits(hub, repo_id=REPO):
+    return [commit for commit in hub.repo(repo_id).log() if commit.title != "initial commit"]
+
+
+def logits(folder, prompt="12 green bottles"):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return model(**tokenizer(prompt, return_tensors="pt")).logits
+
+
+# ---- What a push publishes -----------------------------------------------------------------------------------------
+
+
+def test_a_push_is_one_commit_of_exactly_the_files_that_loading_needs(trained, ada, capsys):
+    push(trained, capsys=capsys)
+    assert published(ada) == PUBLISHED
+    assert len(commits(ada)) == 1
+    config = json.loads(ada.repo(REPO).files()["config.json"])
+    heads = {f"AutoModelFor{head}" for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")}
+    assert config["auto_map"].keys() == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} | heads
+
+
+def test_a_repeated_push_makes_no_commit(trained, ada, capsys):
+    push(trained, capsys=capsys)
+    push(trained, capsys=capsys)
+    assert len(commits(ada)) == 1
+
+
+def test_a_dry_run_lists_sizes_and_touches_nothing(trained, ada, capsys):
+    out = push(trained, "--dry_run", capsys=capsys)
+    size = (trained / "model.safetensors").stat().st_size
+    assert f"{size:>12,}  model.safetensors" in out
+    assert set(re.findall(r"^ +[\d,]+  (\S+)$", out, re.M)) == PUBLISHED
+    assert not ada.requests
+
+
+def test_secrets_and_places_stay_at_home(trained, ada, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "pytorch_model.bin", "train.log", ".env"):
+        (folder / name).write_bytes(b"hf_ada")
+    push(folder, "--verbose", capsys=capsys)
+    assert published(ada) == PUBLISHED
+    for name, content in ada.repo(REPO).files().items():
+        assert not any(secret in content for secret in (b"hf_ada", str(tmp_path).encode())), name
+
+
+def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, ada, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"from": f"{folder}/somewhere"}))
+    refused(
+        push_to_hub.main,
+        f"--model={folder}",
+        f"--repo_id={REPO}",
+        capsys=capsys,
+        told=["generation_config.json", "path"],
+    )
+
+
+def test_branch_tag_and_pull_request(trained, ada, capsys):
+    push(trained, "--revision=wild", "--tag=v1", capsys=capsys)
+    assert published(ada, revision="wild") == published(ada, revision="v1") == PUBLISHED
+    assert not published(ada)
+    out = push(trained, "--create_pr", capsys=capsys)
+    assert published(ada, revision="refs/pr/1") == PUBLISHED
+    assert not published(ada)
+    assert "discussions/1" in out
+
+
+def test_a_folder_of_save_pretrained_can_be_pushed(ada, tmp_path, capsys):
+    tiny_model("modern-1m").save_pretrained(tmp_path / "model")
+    build_char_tokenizer("abc").save_pretrained(tmp_path / "model")
+    push(tmp_path / "model", capsys=capsys)
+    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+
+
+def test_the_models_own_push_to_hub_publishes_what_loads(ada, tmp_path):
+    tiny_model("classic-10m").push_to_hub(REPO)
+    build_char_tokenizer(TEXT).push_to_hub(REPO)
+    assert {"configuration_gptlite.py", "modeling_gptlite.py", "tokenizer.json"} <= published(ada)
+    run_python(
+        f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({REPO!r}, trust_remote_code=True)",
+        tmp_path,
+    )
+
+
+# ---- The card ------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_is_valid_and_tells_what_was_measured(trained, ada, capsys):
+    push(trained, capsys=capsys)
+    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
+    card.validate()
+    results = json.loads((trained / "run.json").read_text())["results"]
+    assert card.data.tags == ["gptlite", "custom_code"]
+    assert (card.data.license, card.data.language, card.data.model_name) == ("mit", "en", "bottles")
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert measured == {name: round(results[name], 4) for name in ("loss", "perplexity", "bits_per_character")}
+    assert "![Training and validation loss](loss.png)" in card.text
+    assert "revision=" in card.text
+    assert not re.search(r"\{\{|\{%|Undefined|None", card.text)
+
+
+@pytest.mark.parametrize("kind", ["gptlite", "native"])
+def test_the_cards_usage_block_runs_as_it_stands(kind, trained, ada, tmp_path, capsys):
+    push(trained, f"--as={kind}", capsys=capsys)
+    card = ada.repo(REPO).files()["README.md"].decode()
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert ("trust_remote_code" in block) == (kind == "gptlite")
+    assert run_python(block, tmp_path).strip()
+
+
+def test_the_cards_recipe_is_one(trained, tmp_path):
+    import yaml
+
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", (trained / "README.md").read_text(), re.DOTALL)
+    arguments = json.loads((trained / "run.json").read_text())["arguments"]
+    assert yaml.safe_load(recipe) == arguments
+
+
+# ---- Loading back --------------------------------------------------------------------------------------------------
+
+
+def test_every_loader_gives_the_same_model_from_an_empty_cache(trained, ada, tmp_path, capsys):
+    push(trained, capsys=capsys)
+    torch.save(logits(trained), tmp_path / "logits.pt")
+    sha = commits(ada)[0].oid
+    run_python(
+        f"""
+import os, sys, torch
+from huggingface_hub import snapshot_download
+from transformers import *
+repo, sha = {REPO!r}, {sha!r}
+tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=False)
+inputs, expected = tokenizer("12 green bottles", return_tensors="pt"), torch.load("logits.pt")
+def check(model):
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits.float(), expected)
+AutoConfig.from_pretrained(repo, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(repo, trust_remote_code=True)
+check(model)
+check(AutoModelForCausalLM.from_pretrained(repo, revision=sha, trust_remote_code=True, dtype=torch.float32))
+check(AutoModelForCausalLM.from_pretrained(snapshot_download(repo), trust_remote_code=True))
+AutoModel.from_pretrained(repo, trust_remote_code=True)
+AutoModelForSequenceClassification.from_pretrained(repo, trust_remote_code=True)
+assert pipeline(model=repo, trust_remote_code=True)("12", max_new_tokens=60)[0]["generated_text"].startswith("12")
+assert "modeling_gptlite" not in sys.modules
+model.save_pretrained("tuned")
+tokenizer.save_pretrained("tuned")
+assert repo not in open("tuned/config.json").read()
+check(AutoModelForCausalLM.from_pretrained("tuned", trust_remote_code=True))
+""",
+        tmp_path,
+    )
+    offline = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+inputs = AutoTokenizer.from_pretrained({REPO!r})("12 green bottles", return_tensors="pt")
+with torch.no_grad():
+    logits = AutoModelForCausalLM.from_pretrained({REPO!r}, trust_remote_code=True)(**inputs).logits
+assert torch.equal(logits, torch.load("logits.pt"))
+"""
+    ada.stop()
+    run_python(offline, tmp_path, HF_HUB_OFFLINE="1")
+
+
+def test_a_model_in_a_subfolder_loads_with_the_code_at_the_root(trained, ada, tmp_path, capsys):
+    push(trained, capsys=capsys)
+    tiny_model("modern-1m").save_pretrained(tmp_path / "small")
+    HfApi().upload_folder(repo_id=REPO, folder_path=tmp_path / "small", path_in_repo="small")
+    code = f"m.from_pretrained({REPO!r}, subfolder='small', trust_remote_code=True)"
+    run_python(f"from transformers import AutoModelForCausalLM as m; assert {code}.config.hidden_size == 32", tmp_path)
+
+
+def test_without_trust_the_flag_is_named(trained, ada, tmp_path, capsys):
+    push(trained, capsys=capsys)
+    printed = run_python(
+        f"""
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained({REPO!r})
+except ValueError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert "trust_remote_code=True" in printed
+
+
+# ---- Native --------------------------------------------------------------------------------------------------------
+
+
+def test_a_native_push_needs_no_remote_code_and_gives_the_same_logits(trained, ada, tmp_path, capsys):
+    push(trained, "--as=native", capsys=capsys)
+    assert published(ada) == PUBLISHED - {"configuration_gptlite.py", "modeling_gptlite.py"}
+    torch.save(logits(trained), tmp_path / "logits.pt")
+    run_python(
+        f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained({REPO!r}), AutoTokenizer.from_pretrained({REPO!r})
+assert type(model).__name__ == "Qwen3ForCausalLM"
+with torch.no_grad():
+    logits = model(**tokenizer("12 green bottles", return_tensors="pt")).logits
+torch.testing.assert_close(logits, torch.load("logits.pt"), atol=1e-5, rtol=1e-5)
+""",
+        tmp_path,
+    )
+    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
+    assert card.data.tags == ["gptlite"]
+    assert "no remote code" in card.text
+
+
+def test_a_native_push_takes_the_code_of_an_earlier_one_away(trained, ada, capsys):
+    push(trained, capsys=capsys)
+    push(trained, "--as=native", capsys=capsys)
+    assert published(ada) == PUBLISHED - {"configuration_gptlite.py", "modeling_gptlite.py"}
+
+
+def test_a_model_that_cannot_be_native_says_why(ada, tmp_path, capsys):
+    tiny_model("classic-10m").save_pretrained(tmp_path / "model")  # 65 characters, 32 wide, and a head bias
+    build_char_tokenizer(TEXT).save_pretrained(tmp_path / "model")
+    refused(
+        push_to_hub.main,
+        f"--model={tmp_path / 'model'}",
+        f"--repo_id={REPO}",
+        "--as=native",
+        capsys=capsys,
+        told=["no bias", "65", "32"],
+    )
+    assert not ada.seen("POST", "")
+
+
+# ---- While training ------------------------------------------------------------------------------------------------
+
+
+def test_pushes_during_training_load_and_carry_the_card(text_file, ada, tmp_path):
+    flags = ["--push_to_hub=true", f"--hub_model_id={REPO}", "--hub_always_push=true"]
+    train_tiny(text_file, tmp_path / "run", *flags)
+    log = commits(ada)
+    assert log[0].title == "End of training"
+    assert any(commit.title.startswith("Training in progress, step") for commit in log)
+    for commit in log:
+        names = set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"}
+        assert names == (PUBLISHED if commit is log[0] else PUBLISHED - {"loss.png", "run.json"})
+        card = ModelCard(ada.repo(REPO).files(commit.oid)["README.md"].decode())
+        assert card.data.pipeline_tag == "text-generation"
+    run_python(
+        f"""
+from transformers import AutoModelForCausalLM
+for sha in {[commit.oid for commit in log]!r}:
+    AutoModelForCausalLM.from_pretrained({REPO!r}, revision=sha, trust_remote_code=True)
+""",
+        tmp_path,
+    )
+
+
+# ---- The Space -----------------------------------------------------------------------------------------------------
+
+
+def test_a_space_is_pushed_that_loads_the_model(trained, ada, capsys):
+    push(trained, "--space=ada/bottles-demo", capsys=capsys)
+    files = ada.repo("ada/bottles-demo", kind="space").files()
+    assert REPO in files["app.py"].decode()
+    compile(files["app.py"] + files["demo.py"], "app.py", "exec")
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [REPO])
+    assert b"transformers" in files["requirements.txt"]
+
+
+# ---- Faults and mistakes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST", "/commit/", "500"),
+        Fault("POST", "/commit/", "drop"),
+        Fault("PUT", ".*", "drop", times=10),
+        Fault("POST", "/commit/", "drop_after_commit"),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.method}",
+)
+def test_a_push_that_breaks_off_leaves_the_old_commit_and_can_be_repeated(
+    fault, trained, ada, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's retries
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    push(folder, capsys=capsys)
+    tiny = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        tiny.lm_head.weight += 1
+    tiny.save_pretrained(folder)
+    ada.faults.append(fault)
+    argv = (f"--model={folder}", f"--repo_id={REPO}")
+    refused(push_to_hub.main, *argv, capsys=capsys, told=["run the command again"])
+    assert len(commits(ada)) == (2 if fault.kind == "drop_after_commit" else 1)
+    ada.faults.clear()
+    push(folder, capsys=capsys)
+    assert len(commits(ada)) == 2
+    assert ada.repo(REPO).files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "told"),
+    [
+        ("hf_ada_old", REPO, "hf auth login"),
+        ("hf_nobody", REPO, "hf auth login"),
+        ("", REPO, "hf auth login"),
+        ("hf_ada_read", REPO, "write permission"),
+        ("hf_ada", "bob/bottles", "namespace of yours"),
+        ("hf_ada", "not a name/at all", "USER/NAME"),
+        ("hf_ada", "a/b/c", "USER/NAME"),
+    ],
+)
+def test_a_refusal_of_the_hub_is_one_line_that_says_what_to_do(token, repo_id, told, trained, hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", token)
+    err = refused(
+        push_to_hub.main, f"--model={trained}", f"--repo_id={repo_id}", "--verbose", capsys=capsys, told=[told]
+    )
+    assert not token or token not in err
+    assert not hub.server.repositories
+
+
+def test_no_network_is_told_in_one_line(trained, ada, capsys):
+    ada.stop()
+    refused(push_to_hub.main, f"--model={trained}", f"--repo_id={REPO}", capsys=capsys, told=["cannot be reached"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--as=onnx"], ["--as", "native", "onnx"]),
+        (["--model=nowhere"], ["nowhere", "config.json"]),
+        (["--visibility=private"], ["--visibility"]),
+    ],
+)
+def test_a_mistake_is_refused_before_anything_is_sent(argv, told, trained, ada, capsys):
+    refused(push_to_hub.main, f"--model={trained}", f"--repo_id={REPO}", *argv, capsys=capsys, told=told)
+    assert not ada.requests
+
+
+def test_a_folder_without_weights_is_refused(trained, ada, tmp_path, capsys):
+    shutil.copyfile(trained / "config.json", tmp_path / "config.json")
+    refused(push_to_hub.main, f"--model={tmp_path}", f"--repo_id={REPO}", capsys=capsys, told=["model.safetensors"])
