@@ -1,5 +1,6 @@
 """The loopback Hub, exercised by the real client only."""
 
+import http.client
 import io
 import json
 import os
@@ -7,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import hub_server
 import pytest
 from hub_server import Fault, HubServer
@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     BadRequestError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -377,7 +378,7 @@ def test_tokens(hub, model, tmp_path):
 @pytest.mark.parametrize("kind", ["500", "drop"])
 def test_a_failed_commit_changes_nothing(hub, api, model, kind):
     hub.server.faults.append(Fault("POST", "/commit/", kind))
-    with pytest.raises(HfHubHTTPError if kind == "500" else httpx2.TransportError):
+    with pytest.raises(HfHubHTTPError if kind == "500" else HTTPError):
         commit(api, add("new.txt", b"x" * 1_000_000))
     assert len(model.commits) == 2
     commit(api, add("new.txt"))
@@ -386,7 +387,7 @@ def test_a_failed_commit_changes_nothing(hub, api, model, kind):
 
 def test_a_commit_whose_answer_is_lost(hub, api, model):
     hub.server.faults.append(Fault("POST", "/commit/main", "drop_after_commit"))
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(HTTPError):
         commit(api, add("new.txt"))
     assert "new.txt" in model.files()
     assert hub.server.seen("POST", "/commit/main")[-1].status is None
@@ -428,7 +429,7 @@ def test_uploads_are_checked(hub, api, model):
 def test_a_stopped_server_is_gone(hub, api, model, tmp_path):
     path = hf_hub_download("ada/model", "config.json", cache_dir=tmp_path)
     hub.server.stop()
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises(HTTPError):
         api.model_info("ada/model")
     assert hf_hub_download("ada/model", "config.json", cache_dir=tmp_path) == path
 
@@ -450,9 +451,15 @@ print(json.dumps([api.whoami()["name"], hf_hub_download("ada/model", "from.bin")
     assert model.files()["from.bin"] == b"12345"
 
 
+def post_nothing(url):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", "/api/validate-yaml", "{}")
+    connection.getresponse()
+
+
 def test_a_bug_of_the_server_fails_the_test():
     with pytest.raises(AssertionError, match="KeyError"), HubServer() as server:
-        httpx2.post(f"{server.url}/api/validate-yaml", json={}, trust_env=False)
+        post_nothing(server.url)
 
 
 def test_the_client_is_left_as_it_was():

@@ -6,7 +6,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_config, tiny_model
 from torch.testing import assert_close
-from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, StaticCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    StaticCache,
+)
 
 from modeling_gptlite import (
     GPTLiteForCausalLM,
@@ -278,6 +285,22 @@ def test_the_base_model_answers_other_engines_calls(preset):
     )
     assert called[0].shape == (1, 8, 32)
     assert_close(called[0], model(ids).last_hidden_state)
+
+
+def test_an_outside_engine_brings_its_own_attention():
+    """vLLM registers one; it reads the layer's number and the scaling, and gets every keyword of the call."""
+    seen = []
+
+    def attention(module, query, key, value, attention_mask, scaling, engine_state=None, **kwargs):
+        seen.append((module.layer_idx, scaling, engine_state, query.shape))
+        return torch.zeros(*query.shape[:1], query.shape[2], *query.shape[1::2]), None
+
+    AttentionInterface.register("engine", attention)
+    AttentionMaskInterface.register("engine", lambda **kwargs: None)
+    model = tiny_model("modern-1m").model
+    model.set_attn_implementation("engine")
+    model(random_ids(1, 8), use_cache=False, engine_state="pages")
+    assert seen == [(layer, 8**-0.5, "pages", (1, 4, 8, 8)) for layer in (0, 1)]
 
 
 @every_architecture
