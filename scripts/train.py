@@ -69,6 +69,12 @@ class DataArguments:
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens per window. Default: the model's context."}
     )
+    language: str | None = field(
+        default=None, metadata={"help": "The text's language for the card, en for example. Default: en if built in."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "The model's licence for the card. Default: mit if the text is built in."}
+    )
     sample_prompt: str = field(default="\n", metadata={"help": "What the sample text at the end continues."})
     sample_length: int = field(default=500, metadata={"help": "Tokens of the sample text at the end; 0 for none."})
 
@@ -104,7 +110,7 @@ def train(
         context = data_args.context_length or model.config.max_position_embeddings
         check_context(context, model)
         train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
-        data |= {"context_length": context, "hub_dataset": hub_dataset(data_args)}
+        data |= {"context_length": context, **publication(data_args)}
 
         batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         if args.max_steps <= 0:
@@ -259,12 +265,17 @@ def encode(source, tokenizer, validation_fraction: float):
     return train_ids, validation_ids, data
 
 
-def hub_dataset(data_args: DataArguments) -> str | None:
-    """The data set's name if it is one of the Hub's."""
+def publication(data_args: DataArguments) -> dict[str, str | None]:
+    """What the card says of the text: the data set's name on the Hub, language and licence."""
     from modeling_gptlite.training.data import BUILT_IN_SOURCES
 
-    is_local = data_args.dataset is None or data_args.dataset in BUILT_IN_SOURCES or os.path.exists(data_args.dataset)
-    return None if is_local else data_args.dataset
+    built_in = not data_args.train_file and (data_args.dataset or "auto") in BUILT_IN_SOURCES
+    on_hub = data_args.dataset and not built_in and not os.path.exists(data_args.dataset)
+    return {
+        "hub_dataset": data_args.dataset if on_hub else None,
+        "language": data_args.language or ("en" if built_in else None),
+        "license": data_args.license or ("mit" if built_in else None),
+    }
 
 
 def origin(name_or_path: str | None) -> dict[str, str | None]:
@@ -301,7 +312,8 @@ def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> Non
     loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
     model.generation_config = sampling_defaults(tokenizer)
     sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
-    record = make_record(trainer, facts, loss, tokens_per_step, result.metrics["train_runtime"], sample)
+    step = trainer.state.best_global_step or trainer.state.global_step
+    record = make_record(trainer, facts, step, loss, tokens_per_step, result.metrics["train_runtime"], sample)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     plots.plot_losses(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png")
@@ -315,8 +327,10 @@ def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> Non
     )
 
 
-def make_record(trainer, facts: dict, loss: float, tokens_per_step: int, seconds: float, sample: str) -> dict[str, Any]:
-    """What `run.json` holds and the card is filled from."""
+def make_record(
+    trainer, facts: dict, step: int, loss: float, tokens_per_step: int, seconds: float, sample: str
+) -> dict[str, Any]:
+    """What `run.json` holds and the card is filled from; `loss` is that of the weights of step `step`."""
     from modeling_gptlite.training import metrics
 
     state, data = trainer.state, facts["data"]
@@ -326,7 +340,7 @@ def make_record(trainer, facts: dict, loss: float, tokens_per_step: int, seconds
         "bits_per_character": metrics.bits_per_character(
             loss, data["validation_tokens"] - 1, data["validation_characters"]
         ),
-        "best_step": state.best_global_step or state.global_step,
+        "best_step": step,
         "steps": state.global_step,
         "train_seconds": seconds,
         "tokens_seen": state.global_step * tokens_per_step,
@@ -338,10 +352,12 @@ def interim_card(trainer, facts: dict, tokens_per_step: int) -> str | None:
     """The card of a checkpoint that is pushed while training goes on."""
     from modeling_gptlite.training.report import render_card
 
-    loss = trainer.state.best_metric
-    if loss is None:
+    state = trainer.state
+    losses = {row["step"]: row["eval_loss"] for row in state.log_history if "eval_loss" in row}
+    if state.global_step not in losses:
         return None
-    record = make_record(trainer, facts, loss, tokens_per_step, time.time() - trainer.began, sample="")
+    loss, seconds = losses[state.global_step], time.time() - trainer.began
+    record = make_record(trainer, facts, state.global_step, loss, tokens_per_step, seconds, sample="")
     return render_card(CARD_TEMPLATE, record, trainer.hub_model_id)
 
 

@@ -99,6 +99,8 @@ def train_tiny(text_file: Path, folder: Path, *flags: str) -> None:
             "--logging_steps=5",
             "--per_device_train_batch_size=8",
             "--sample_length=40",
+            "--language=en",
+            "--license=cc0-1.0",
             *flags,
         ]
     )

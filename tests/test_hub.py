@@ -149,7 +149,7 @@ def test_the_card_is_valid_and_tells_what_was_measured(trained, ada, capsys):
     assert [request.status for request in ada.seen("POST", "/api/validate-yaml")] == [200]  # sent by the client
     results = json.loads((trained / "run.json").read_text())["results"]
     assert card.data.tags == ["gptlite", "custom_code"]
-    assert (card.data.license, card.data.language, card.data.model_name) == ("mit", "en", "bottles")
+    assert (card.data.license, card.data.language, card.data.model_name) == ("cc0-1.0", "en", "bottles")
     measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert measured == {name: round(results[name], 4) for name in ("loss", "perplexity", "bits_per_character")}
     assert "![Training and validation loss](loss.png)" in card.text
@@ -305,6 +305,8 @@ def test_pushes_during_training_load_and_carry_the_card(text_file, ada, tmp_path
         assert names == (PUBLISHED if commit is log[0] else PUBLISHED - {"loss.png", "run.json"})
         card = ModelCard(ada.repo(REPO).files(commit.oid)["README.md"].decode())
         assert card.data.pipeline_tag == "text-generation"
+        (step,) = re.findall(r"those of step (\d+)", card.text)
+        assert commit is log[0] or commit.title.endswith(f"step {step}")
     run_python(
         f"""
 from transformers import AutoModelForCausalLM
@@ -313,6 +315,29 @@ for sha in {[commit.oid for commit in log]!r}:
 """,
         tmp_path,
     )
+
+
+def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
+    from modeling_gptlite.training.data import RandomWindows
+    from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
+    from tokenization import encode_corpus
+
+    tokenizer = build_char_tokenizer(TEXT)
+    args = CausalLMTrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=2,
+        save_steps=1,
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        push_to_hub=True,
+        hub_model_id=REPO,
+    )
+    windows = RandomWindows(encode_corpus(TEXT, tokenizer), 32, 2 * args.train_batch_size, seed=0)
+    trainer = CausalLMTrainer(tiny_model("modern-1m"), args, train_dataset=windows, processing_class=tokenizer)
+    trainer.train()
+    trainer.push_to_hub()
+    for commit in commits(ada):
+        assert set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"} == PUBLISHED - {"loss.png", "run.json"}
 
 
 # ---- The Space -----------------------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def render_card(template: Path, record: dict[str, Any], repo_id: str, native: bo
     """
     name, results = repo_id.split("/")[-1], record["results"]
     data = ModelCardData(
-        language="en",
-        license="mit",
+        language=record["data"]["language"],
+        license=record["data"]["license"],
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gptlite"] if native else ["gptlite", "custom_code"],

@@ -22,6 +22,7 @@ from .data import whole_batch
 from .hub import push_folder
 from .metrics import mean_loss, window_losses
 from .optim import build_adamw, build_muon
+from .report import plain_card
 
 
 @dataclass
@@ -193,4 +194,6 @@ class CausalLMTrainer(Trainer):
         settings = {"token": self.args.hub_token, "revision": self.args.hub_revision, **kwargs}
         repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
         settings.setdefault("private", self.args.hub_private_repo)
+        if card is None and not os.path.exists(os.path.join(folder, "README.md")):
+            card = plain_card(repo_id)
         return push_folder(Path(folder), repo_id, card, message, run_as_future=run_as_future, **settings)
