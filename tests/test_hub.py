@@ -113,7 +113,8 @@ def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, ada, tmp
 
 
 def test_branch_tag_and_pull_request(trained, ada, capsys):
-    push(trained, "--revision=wild", "--tag=v1", capsys=capsys)
+    push(trained, "--private", "--revision=wild", "--tag=v1", capsys=capsys)
+    assert ada.repo(REPO).private
     assert published(ada, revision="wild") == published(ada, revision="v1") == PUBLISHED
     assert not published(ada)
     out = push(trained, "--create_pr", capsys=capsys)
@@ -164,6 +165,16 @@ def test_the_cards_usage_block_runs_as_it_stands(kind, trained, ada, tmp_path, c
     (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert ("trust_remote_code" in block) == (kind == "gptlite")
     assert run_python(block, tmp_path).strip()
+
+
+def test_a_model_tuned_from_the_hub_names_its_base_and_carries_its_own_code(trained, text_file, ada, tmp_path, capsys):
+    push(trained, capsys=capsys)
+    train_tiny(text_file, tmp_path / "tuned", f"--model_name_or_path={REPO}")
+    push(tmp_path / "tuned", repo_id="ada/tuned", capsys=capsys)
+    files = ada.repo("ada/tuned").files()
+    assert ModelCard(files["README.md"].decode()).data.base_model == REPO
+    assert REPO not in files["config.json"].decode()
+    assert {"configuration_gptlite.py", "modeling_gptlite.py"} <= files.keys()
 
 
 def test_the_cards_recipe_is_one(trained, tmp_path):
