@@ -16,6 +16,8 @@ from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load
 
 
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
+# Arguments that change where a run goes, not what comes out of it; a recipe to repeat it does without them.
+NOT_OF_THE_MODEL = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_always_push"}
 
 
 @dataclass
@@ -121,7 +123,7 @@ def train(
         raise UserError(error) from error
 
     facts = {
-        "arguments": without_places({name: value for name, value in given.items() if name != "output_dir"}),
+        "arguments": without_places({name: given[name] for name in given if name not in NOT_OF_THE_MODEL}),
         "environment": describe_environment(args.device),
         "data": data,
         "parameters": model.num_parameters(),
