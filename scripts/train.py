@@ -4,6 +4,7 @@ python -m scripts.train --config recipes/quickstart.yaml
 python -m scripts.train --preset modern-1m --train_file my_book.txt --max_steps 1000
 """
 
+import contextlib
 import json
 import os
 import time
@@ -82,8 +83,15 @@ class DataArguments:
 
 
 def main(argv: list[str] | None = None):
+    from modeling_gptlite.training.data import DataError
+    from modeling_gptlite.training.hub import HubError
+
     parser = Parser((ModelArguments, DataArguments, CausalLMTrainingArguments), __doc__)
-    train(*parser.parse(argv), parser.given)
+    arguments = parser.parse(argv)
+    try:
+        train(*arguments, parser.given)
+    except (DataError, HubError) as error:
+        raise UserError(error) from error
 
 
 def train(
@@ -97,31 +105,17 @@ def train(
     import transformers
 
     from modeling_gptlite.training.callbacks import LiveLine, StopOnSignal
-    from modeling_gptlite.training.data import DataError, EvaluationWindows, RandomWindows
-    from modeling_gptlite.training.hub import HubError, hub_errors
+    from modeling_gptlite.training.hub import hub_errors
     from modeling_gptlite.training.report import describe_environment, without_places
     from modeling_gptlite.training.trainer import CausalLMTrainer
 
     transformers.utils.logging.disable_progress_bar()  # `LiveLine` is the progress
     transformers.set_seed(args.seed)
-    output_dir = Path(args.output_dir)
-    check_output_dir(output_dir, args)
-    try:
-        source = load_source(data_args)
-        model, tokenizer = load_model_and_tokenizer(model_args, source)
-        context = data_args.context_length or model.config.max_position_embeddings
-        check_context(context, model)
-        train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
-        data |= {"context_length": context, **publication(data_args)}
-
-        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        if args.max_steps <= 0:
-            args.max_steps = max(1, round(args.num_train_epochs * len(train_ids) / (batch * context)))
-        train_windows = RandomWindows(train_ids, context, args.max_steps * batch, args.seed)
-        validation_windows = EvaluationWindows(validation_ids, context)
-    except DataError as error:
-        raise UserError(error) from error
-
+    check_output_dir(Path(args.output_dir), args)
+    source = load_source(data_args)
+    model, tokenizer = load_model_and_tokenizer(model_args, source)
+    train_windows, validation_windows, data = make_windows(source, tokenizer, model, data_args, args)
+    tokens_per_step = len(train_windows) // args.max_steps * train_windows.context
     facts = {
         "arguments": without_places({name: given[name] for name in given if name not in NOT_OF_THE_MODEL}),
         "environment": describe_environment(args.device),
@@ -131,28 +125,26 @@ def train(
         **origin(model_args.model_name_or_path),
     }
     stop = StopOnSignal()
-    try:
-        with hub_errors(args.hub_model_id or output_dir.name):  # with --push_to_hub it makes the repository
-            trainer = CausalLMTrainer(
-                model,
-                args,
-                train_dataset=train_windows,
-                eval_dataset=validation_windows,
-                processing_class=tokenizer,
-                callbacks=[LiveLine(batch * context), stop],
-                card=lambda trainer: interim_card(trainer, facts, batch * context),
-            )
-    except HubError as error:
-        raise UserError(error) from error
+    # With --push_to_hub the Trainer makes the repository right away.
+    with hub_errors(args.hub_model_id or args.output_dir) if args.push_to_hub else contextlib.nullcontext():
+        trainer = CausalLMTrainer(
+            model,
+            args,
+            train_dataset=train_windows,
+            eval_dataset=validation_windows,
+            processing_class=tokenizer,
+            callbacks=[LiveLine(tokens_per_step), stop],
+            card=lambda trainer: interim_card(trainer, facts, tokens_per_step),
+        )
     trainer.remove_callback(transformers.PrinterCallback)
     say(args, f"{data['name']}: {data['train_tokens']:,} tokens to train on, {data['validation_tokens']:,} to validate")
-    say(args, f"{model.num_parameters():,} parameters, {batch * context:,} tokens a step, {describe_speed(args)}")
+    say(args, f"{model.num_parameters():,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}")
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.received and trainer.state.global_step < args.max_steps:
         say(args, f"\nstopped at step {trainer.state.global_step:,}; --resume_from_checkpoint true goes on from there")
         raise SystemExit(128 + stop.received)
     if trainer.is_world_process_zero():
-        finish(trainer, result, data_args, facts, batch * context)
+        finish(trainer, result, data_args, facts, tokens_per_step)
         if args.push_to_hub:
             publish(trainer)
 
@@ -236,10 +228,21 @@ def build_config(model_args: ModelArguments, **fields):
         raise UserError(reason(error)) from error
 
 
-def check_context(context: int, model) -> None:
+def make_windows(source, tokenizer, model, data_args: DataArguments, args: CausalLMTrainingArguments):
+    """The run's training windows, all of the validation split's, and what the reports say of the text."""
+    from modeling_gptlite.training.data import EvaluationWindows, RandomWindows
+
     longest = model.config.max_position_embeddings
+    context = data_args.context_length or longest
     if not 1 <= context <= longest:
         raise UserError(f"--context_length must lie between 1 and the model's context of {longest}, got {context}")
+    train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
+    data |= {"context_length": context, **publication(data_args)}
+    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if args.max_steps <= 0:
+        args.max_steps = max(1, round(args.num_train_epochs * len(train_ids) / (batch * context)))
+    train_windows = RandomWindows(train_ids, context, args.max_steps * batch, args.seed)
+    return train_windows, EvaluationWindows(validation_ids, context), data
 
 
 def encode(source, tokenizer, validation_fraction: float):

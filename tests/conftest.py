@@ -22,6 +22,20 @@ TEXT = "".join(
     f"{i} green bottles standing on the wall,\nand if one should fall: {i - 1}!\n" for i in range(300, 0, -1)
 )
 
+# What a run leaves at the top of its folder, and a push publishes.
+FOLDER_FILES = {
+    "README.md",
+    "config.json",
+    "configuration_gptlite.py",
+    "generation_config.json",
+    "loss.png",
+    "model.safetensors",
+    "modeling_gptlite.py",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
 # Every architecture among the presets; modern-10m and modern-124m differ from modern-1m in size only.
 ARCHITECTURES = ["classic-10m", "nanogpt-10m", "gpt2-124m", "modern-1m"]
 TINY = {

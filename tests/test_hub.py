@@ -7,7 +7,7 @@ import shutil
 import hub_server
 import pytest
 import torch
-from conftest import TEXT, run_python, tiny_model, train_tiny
+from conftest import FOLDER_FILES, TEXT, run_python, tiny_model, train_tiny
 from hub_server import Fault
 from huggingface_hub import HfApi, ModelCard
 from test_commands import call, refused
@@ -21,18 +21,6 @@ from tokenization import build_char_tokenizer
 hub = hub_server.hub
 
 REPO = "ada/bottles"
-PUBLISHED = {
-    "README.md",
-    "config.json",
-    "configuration_gptlite.py",
-    "generation_config.json",
-    "loss.png",
-    "model.safetensors",
-    "modeling_gptlite.py",
-    "run.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
 
 
 @pytest.fixture
@@ -67,7 +55,7 @@ def logits(folder, prompt="12 green bottles"):
 
 def test_a_push_is_one_commit_of_exactly_the_files_that_loading_needs(trained, ada, capsys):
     push(trained, capsys=capsys)
-    assert published(ada) == PUBLISHED
+    assert published(ada) == FOLDER_FILES
     assert len(commits(ada)) == 1
     config = json.loads(ada.repo(REPO).files()["config.json"])
     heads = {f"AutoModelFor{head}" for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")}
@@ -84,7 +72,7 @@ def test_a_dry_run_lists_sizes_and_touches_nothing(trained, ada, capsys):
     out = push(trained, "--dry_run", capsys=capsys)
     size = (trained / "model.safetensors").stat().st_size
     assert f"{size:>12,}  model.safetensors" in out
-    assert set(re.findall(r"^ +[\d,]+  (\S+)$", out, re.M)) == PUBLISHED
+    assert set(re.findall(r"^ +[\d,]+  (\S+)$", out, re.M)) == FOLDER_FILES
     assert not ada.requests
 
 
@@ -94,7 +82,7 @@ def test_secrets_and_places_stay_at_home(trained, ada, tmp_path, capsys):
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "pytorch_model.bin", "train.log", ".env"):
         (folder / name).write_bytes(b"hf_ada")
     push(folder, "--verbose", capsys=capsys)
-    assert published(ada) == PUBLISHED
+    assert published(ada) == FOLDER_FILES
     for name, content in ada.repo(REPO).files().items():
         assert not any(secret in content for secret in (b"hf_ada", str(tmp_path).encode())), name
 
@@ -115,10 +103,10 @@ def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, ada, tmp
 def test_branch_tag_and_pull_request(trained, ada, capsys):
     push(trained, "--private", "--revision=wild", "--tag=v1", capsys=capsys)
     assert ada.repo(REPO).private
-    assert published(ada, revision="wild") == published(ada, revision="v1") == PUBLISHED
+    assert published(ada, revision="wild") == published(ada, revision="v1") == FOLDER_FILES
     assert not published(ada)
     out = push(trained, "--create_pr", capsys=capsys)
-    assert published(ada, revision="refs/pr/1") == PUBLISHED
+    assert published(ada, revision="refs/pr/1") == FOLDER_FILES
     assert not published(ada)
     assert "discussions/1" in out
 
@@ -263,7 +251,7 @@ except ValueError as error:
 
 def test_a_native_push_needs_no_remote_code_and_gives_the_same_logits(trained, ada, tmp_path, capsys):
     push(trained, "--as=native", capsys=capsys)
-    assert published(ada) == PUBLISHED - {"configuration_gptlite.py", "modeling_gptlite.py"}
+    assert published(ada) == FOLDER_FILES - {"configuration_gptlite.py", "modeling_gptlite.py"}
     torch.save(logits(trained), tmp_path / "logits.pt")
     run_python(
         f"""
@@ -285,7 +273,7 @@ torch.testing.assert_close(logits, torch.load("logits.pt"), atol=1e-5, rtol=1e-5
 def test_a_native_push_takes_the_code_of_an_earlier_one_away(trained, ada, capsys):
     push(trained, capsys=capsys)
     push(trained, "--as=native", capsys=capsys)
-    assert published(ada) == PUBLISHED - {"configuration_gptlite.py", "modeling_gptlite.py"}
+    assert published(ada) == FOLDER_FILES - {"configuration_gptlite.py", "modeling_gptlite.py"}
 
 
 def test_a_model_that_cannot_be_native_says_why(ada, tmp_path, capsys):
@@ -313,7 +301,7 @@ def test_pushes_during_training_load_and_carry_the_card(text_file, ada, tmp_path
     assert any(commit.title.startswith("Training in progress, step") for commit in log)
     for commit in log:
         names = set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"}
-        assert names == (PUBLISHED if commit is log[0] else PUBLISHED - {"loss.png", "run.json"})
+        assert names == (FOLDER_FILES if commit is log[0] else FOLDER_FILES - {"loss.png", "run.json"})
         card = ModelCard(ada.repo(REPO).files(commit.oid)["README.md"].decode())
         assert card.data.pipeline_tag == "text-generation"
         (step,) = re.findall(r"those of step (\d+)", card.text)
@@ -348,7 +336,7 @@ def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
     trainer.train()
     trainer.push_to_hub()
     for commit in commits(ada):
-        assert set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"} == PUBLISHED - {"loss.png", "run.json"}
+        assert set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"} == FOLDER_FILES - {"loss.png", "run.json"}
 
 
 # ---- The Space -----------------------------------------------------------------------------------------------------

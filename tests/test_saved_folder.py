@@ -4,24 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import run_python
+from conftest import FOLDER_FILES, TEXT, run_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_gptlite  # noqa: F401  registers the classes
-
-
-FILES = {
-    "README.md",
-    "config.json",
-    "configuration_gptlite.py",
-    "generation_config.json",
-    "loss.png",
-    "model.safetensors",
-    "modeling_gptlite.py",
-    "run.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
 
 
 def logits_here(folder):
@@ -31,7 +17,7 @@ def logits_here(folder):
 
 
 def test_it_holds_what_the_hub_needs_and_no_pickle(trained):
-    assert {path.name for path in trained.iterdir() if path.is_file()} == FILES
+    assert {path.name for path in trained.iterdir() if path.is_file()} == FOLDER_FILES
     assert not list(trained.rglob("training_args.bin"))
 
 
@@ -173,8 +159,6 @@ def test_run_json_holds_the_loss_of_the_saved_weights(trained):
 
     run = json.loads((trained / "run.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(trained)
-    from conftest import TEXT
-
     ids = encode_corpus(TEXT[int(len(TEXT) * 0.9) :], tokenizer)
     model = AutoModelForCausalLM.from_pretrained(trained)
     loss = metrics.evaluate_loss(model, data.EvaluationWindows(ids, 32))
