@@ -29,6 +29,7 @@ from .report import plain_card
 class CausalLMTrainingArguments(TrainingArguments):
     """The Trainer's arguments; some defaults suit small language models better, and four are new."""
 
+    output_dir: str = field(default="out/model", metadata={"help": "Folder for the model and its checkpoints."})
     optimizer: Literal["adamw", "muon", "trainer"] = field(
         default="adamw",
         metadata={
