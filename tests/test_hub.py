@@ -58,6 +58,8 @@ def test_a_push_is_one_commit_of_exactly_the_files_that_loading_needs(trained, a
     assert published(ada) == FOLDER_FILES
     assert len(commits(ada)) == 1
     config = json.loads(ada.repo(REPO).files()["config.json"])
+    tokenizer = json.loads(ada.repo(REPO).files()["tokenizer_config.json"])
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows it, too
     heads = {f"AutoModelFor{head}" for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")}
     assert config["auto_map"].keys() == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} | heads
 

@@ -165,6 +165,10 @@ def test_run_json_holds_the_loss_of_the_saved_weights(trained):
     assert loss == pytest.approx(run["results"]["loss"], abs=1e-6)
 
 
+def test_the_saved_config_keeps_the_cache_on(trained):
+    assert json.loads((trained / "config.json").read_text())["use_cache"] is True
+
+
 def test_sampling_defaults_stop_nowhere(trained):
     settings = json.loads((trained / "generation_config.json").read_text())
     assert settings["do_sample"] is True

@@ -48,6 +48,20 @@ def test_the_loss_falls(optimizer, tmp_path):
     assert evaluate_loss(model, EvaluationWindows(IDS[CUT:], 32)) < before - 1
 
 
+@pytest.mark.parametrize(("precision", "used"), [("bf16", "eager"), ("fp32", "sdpa")])
+def test_training_borrows_the_attention_that_is_fastest_and_gives_it_back(precision, used, tmp_path, monkeypatch):
+    step, seen = Trainer.training_step, set()
+
+    def watched(self, *args, **kwargs):
+        seen.add(self.model.config._attn_implementation)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", watched)
+    model = tiny_model("modern-1m")
+    trainer_for(model, tmp_path, steps=2, precision=precision).train()
+    assert (seen, model.config._attn_implementation) == ({used}, "sdpa")
+
+
 @pytest.mark.parametrize("preset", ARCHITECTURES)
 def test_accumulation_equals_the_larger_batch(preset, tmp_path):
     weights = []
