@@ -1,5 +1,6 @@
-"""The README: every command and block in it runs, and its numbers are the code's."""
+"""The README and the pages under docs/: every command and block in them runs, and their numbers are the code's."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -11,25 +12,29 @@ from conftest import ROOT, TEXT
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 from modeling_gptlite.configuration_gptlite import PRESETS
-from scripts import generate, push_to_hub, train
 
 
 hub = hub_server.hub
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {
-    "scripts.train": train.main,
-    "scripts.generate": generate.main,
-    "scripts.push_to_hub": push_to_hub.main,
-}
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """Every fenced block of `language`, named by its page and its last line."""
+    return [
+        pytest.param(block, id=f"{name}: {block.splitlines()[-1]}")
+        for name, page in PAGES.items()
+        for block in re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+    ]
 
 
-LINES = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+def lines(start):
+    """The lines of all shell blocks that begin with `start`; a backslash at a line's end continues it."""
+    shell = "\n".join(param.values[0] for param in blocks("bash")).replace("\\\n", " ")
+    commands = (line.split("#")[0].strip() for line in shell.splitlines())
+    return [command for command in dict.fromkeys(commands) if command.startswith(start)]
 
 
 @pytest.fixture
@@ -43,20 +48,21 @@ def place(tmp_path, trained, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m")])
-def test_a_command_of_the_readme_runs(line, place, hub, monkeypatch, capsys):
+@pytest.mark.parametrize("line", lines("python -m"))
+def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_ada")
     for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada"}.items():
         line = line.replace(name, value)
     _, _, module, *argv = shlex.split(line)
+    main = importlib.import_module(module).main
     if module == "scripts.train" and "--help" not in argv:
         monkeypatch.setattr("modeling_gptlite.training.data.load_source", lambda *_, **__: book(place))
         argv += [*QUICK, f"--output_dir={place / 'result'}"]
     if "--help" in argv:
         with pytest.raises(SystemExit, match="0"):
-            COMMANDS[module](argv)
+            main(argv)
     else:
-        COMMANDS[module](argv)
+        main(argv)
         assert capsys.readouterr().out
 
 
@@ -66,13 +72,13 @@ def book(place):
     return load_files([place / "my_book.txt"])
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make")])
-def test_a_make_target_of_the_readme_exists(line):
+@pytest.mark.parametrize("line", lines("make"))
+def test_a_make_target_of_the_pages_exists(line):
     assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[-1])
-def test_a_block_of_the_readme_runs(block, place, capsys):
+@pytest.mark.parametrize("block", blocks("python"))
+def test_a_block_of_the_pages_runs(block, place, capsys):
     exec(block.replace("ROMEO", "12"), {})
 
 
@@ -106,6 +112,8 @@ def test_the_table_of_recipes_is_complete():
     }
 
 
-def test_no_link_of_a_page_leads_nowhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_no_link_of_a_page_leads_nowhere(name):
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGES[name]):
+        assert target.startswith("http") or (folder / target).exists(), target
