@@ -1,139 +1,171 @@
-"""Time per training step of this package's model and of transformers' GPT-2 and Qwen3 of the same size, same Trainer.
+"""Tokens per second and peak memory of training: this package, transformers' GPT-2 and Qwen3, and nanoGPT.
 
-    python -m benchmarks.train_speed --rounds 5
+    python -m benchmarks.train_speed --nanogpt ../nanoGPT
 
-The models train in turn (A B C A B C ...) in one process on the same windows of tiny Shakespeare; ratios are taken
-round by round. The result goes to `benchmarks/results/train_speed.json`.
+Two sizes on tiny Shakespeare: nanoGPT's README recipe for a CPU (0.8M parameters, context 64, batch 12) and its 10.7M
+model (context 256, here batch 8). "fp32" is the same arithmetic for all; "auto" is what this package picks for the
+hardware. transformers' models train in the same `CausalLMTrainer` in fp32, and GPT-2 also in transformers' own
+`Trainer` with its defaults. nanoGPT trains in the loop of its `train.py` without evaluation and logging.
 """
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PrinterCallback,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    TrainerCallback,
-)
 
-from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-from modeling_gptlite.training.data import RandomWindows, load_source
-from modeling_gptlite.training.report import describe_environment
-from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
-from tokenization import build_char_tokenizer, encode_corpus
+from benchmarks import common
 
 
-RESULTS = Path(__file__).parent / "results"
-WARM_UP = 20  # steps that are not counted
-# nanoGPT's README recipe for a CPU
-SIZE = {"vocab_size": 65, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-CONTEXT, BATCH = 64, 12
-
-
-def gptlite(preset: str):
-    dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "embedding_dropout": 0.0}
-    return GPTLiteForCausalLM(GPTLiteConfig.from_preset(preset, **SIZE, **dropout, max_position_embeddings=CONTEXT))
-
-
-def gpt2():
-    names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
-    size = {names.get(name, name): value for name, value in SIZE.items()}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(
-        GPT2Config(**size, **dropout, n_positions=CONTEXT, activation_function="gelu", bos_token_id=0, eos_token_id=0)
-    )
-
-
-def qwen3():
-    config = GPTLiteConfig.from_preset("modern-1m", **SIZE)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            **SIZE,
-            intermediate_size=config.intermediate_size,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=CONTEXT,
-        )
-    )
-
-
-MODELS = {
-    "gptlite nanogpt": lambda: gptlite("nanogpt-10m"),
-    "transformers GPT-2": gpt2,
-    "gptlite modern": lambda: gptlite("modern-1m"),
-    "transformers Qwen3": qwen3,
+WARM_UP = 5  # steps that are not counted
+SIZES = {
+    "cpu": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "context": 64, "batch": 12},
+    "10m": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "context": 256, "batch": 8},
 }
-PAIRS = [("gptlite nanogpt", "transformers GPT-2"), ("gptlite modern", "transformers Qwen3")]
+STEPS = {"cpu": 200, "10m": 8}
+OURS = ["gptlite nanogpt fp32", "gptlite nanogpt auto", "gptlite modern fp32", "gptlite modern auto"]
+THEIRS = ["GPT-2, same Trainer", "GPT-2, transformers' Trainer", "Qwen3, same Trainer"]
 
 
-class Clock(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == WARM_UP:
-            self.began = time.perf_counter()
-        if state.global_step == state.max_steps:
-            self.seconds_per_step = (time.perf_counter() - self.began) / (state.max_steps - WARM_UP)
+def build(name: str, size: dict):
+    """A model of the size, without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+    from modeling_gptlite.conversion import to_native
+
+    shape = {name: size[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    if name.startswith("GPT-2"):
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+        shape = {names[name]: value for name, value in shape.items()}
+        config = GPT2Config(vocab_size=65, n_positions=size["context"], activation_function="gelu", **shape, **dropout)
+        config.bos_token_id = config.eos_token_id = 0
+        return GPT2LMHeadModel(config)
+    preset = "nanogpt-10m" if "nanogpt" in name else "modern-10m"
+    dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "embedding_dropout": 0.0}
+    shape["intermediate_size"] = (4 if "nanogpt" in name else 8 / 3) * size["hidden_size"] // 8 * 8
+    shape |= {"head_dim": None, "num_key_value_heads": None, "max_position_embeddings": size["context"]}
+    shape["intermediate_size"] = int(shape["intermediate_size"])
+    model = GPTLiteForCausalLM(GPTLiteConfig.from_preset(preset, vocab_size=65, **shape, **dropout))
+    return to_native(model) if name.startswith("Qwen3") else model
 
 
-def milliseconds_per_step(build, ids, steps: int) -> float:
-    torch.manual_seed(0)
+def trainer_seconds(name: str, size: dict, steps: int, ids) -> float:
+    """Seconds per step in a Trainer."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    from modeling_gptlite.training.data import RandomWindows, whole_batch
+    from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == WARM_UP:
+                self.began = time.perf_counter()
+            if state.global_step == state.max_steps:
+                self.seconds = (time.perf_counter() - self.began) / (state.max_steps - WARM_UP)
+
+    common_settings = {
+        "max_steps": steps + WARM_UP,
+        "per_device_train_batch_size": size["batch"],
+        "logging_steps": 50,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    windows = RandomWindows(ids, size["context"], (steps + WARM_UP) * size["batch"], seed=0)
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        args = CausalLMTrainingArguments(
-            folder,
-            precision="fp32",
-            max_steps=steps + WARM_UP,
-            per_device_train_batch_size=BATCH,
-            logging_steps=50,
-            eval_strategy="no",
-            save_strategy="no",
-            load_best_model_at_end=False,
-        )
-        windows = RandomWindows(ids, CONTEXT, args.max_steps * BATCH, seed=0)
-        clock = Clock()
-        trainer = CausalLMTrainer(build(), args, train_dataset=windows, callbacks=[clock])
+        if name.endswith("transformers' Trainer"):
+            args = TrainingArguments(folder, **common_settings, remove_unused_columns=False, use_cpu=True)
+            trainer = Trainer(
+                build(name, size), args, train_dataset=windows, data_collator=whole_batch, callbacks=[clock]
+            )
+        else:
+            args = CausalLMTrainingArguments(
+                folder,
+                **common_settings,
+                precision="auto" if name.endswith("auto") else "fp32",
+                load_best_model_at_end=False,
+            )
+            trainer = CausalLMTrainer(build(name, size), args, train_dataset=windows, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return clock.seconds_per_step * 1000
+    return clock.seconds
+
+
+def nanogpt_seconds(folder: str, size: dict, steps: int, ids) -> float:
+    """Seconds per step of the loop of nanoGPT's `train.py`: batch, forward, backward, clip, step."""
+    module = common.load_nanogpt(folder)
+    context, batch = size["context"], size["batch"]
+    config = module.GPTConfig(
+        block_size=context,
+        vocab_size=65,
+        n_layer=size["num_hidden_layers"],
+        n_head=size["num_attention_heads"],
+        n_embd=size["hidden_size"],
+        dropout=0.0,
+        bias=False,
+    )
+    model = module.GPT(config)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        starts = torch.randint(len(ids) - context, (batch,)).tolist()
+        inputs = torch.stack([torch.from_numpy(ids[i : i + context].astype("int64")) for i in starts])
+        targets = torch.stack([torch.from_numpy(ids[i + 1 : i + 1 + context].astype("int64")) for i in starts])
+        _, loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return (time.perf_counter() - began) / steps
+
+
+def measure(name: str, size_name: str, steps: int, nanogpt: str) -> dict:
+    torch.manual_seed(0)
+    size = SIZES[size_name]
+    ids, _ = common.corpus_ids()
+    if name == "nanoGPT":
+        seconds = nanogpt_seconds(nanogpt, size, steps, ids)
+    else:
+        seconds = trainer_seconds(name, size, steps, ids)
+    return {"tokens_per_second": size["context"] * size["batch"] / seconds, "peak_megabytes": common.peak_megabytes()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each model trains")
-    parser.add_argument("--steps", type=int, default=200, help="counted steps of each training")
+    parser.add_argument("--rounds", type=int, default=4, help="how often each is measured")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which sizes to measure")
+    parser.add_argument("--steps", type=int, help="counted steps of each measurement")
+    parser.add_argument("--nanogpt", default="", help="folder of a checkout of nanoGPT")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.sizes[0], options.steps, options.nanogpt)))
+        return
 
-    text = "".join(load_source("tinyshakespeare").pieces())
-    ids = encode_corpus(text[: int(len(text) * 0.9)], build_char_tokenizer(text, special_tokens=False))
-    times = {name: [] for name in MODELS}
-    for number in range(options.rounds):
-        for name, build in MODELS.items():
-            times[name].append(milliseconds_per_step(build, ids, options.steps))
-        print(number + 1, {name: round(values[-1], 1) for name, values in times.items()}, flush=True)
+    theirs = [*THEIRS, *(["nanoGPT"] if options.nanogpt else [])]
+    fields = {}
+    for size in options.sizes:
+        print(f"--- {size}")
 
-    ratios = {}
-    for ours, theirs in PAIRS:
-        rounds = [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
-        ratios[f"{ours} / {theirs}"] = {
-            "median": statistics.median(rounds),
-            "min": min(rounds),
-            "max": max(rounds),
+        def measured(name, size=size):
+            arguments = ["--one", name, f"--sizes={size}", f"--steps={options.steps or STEPS[size]}"]
+            return lambda: common.in_a_process("benchmarks.train_speed", *arguments, f"--nanogpt={options.nanogpt}")
+
+        results = common.measure_in_turn({name: measured(name) for name in OURS + theirs}, options.rounds)
+        pairs = [(our, their) for our in OURS for their in theirs]
+        fields[f"size_{size}"] = {
+            **SIZES[size],
+            "results": results,
+            "ratios": common.ratios(results, "tokens_per_second", pairs),
+            "memory_ratios": common.ratios(results, "peak_megabytes", pairs),
         }
-        print(f"{ours} / {theirs}: {statistics.median(rounds):.3f} ({min(rounds):.3f} to {max(rounds):.3f})")
-    RESULTS.mkdir(exist_ok=True)
-    record = {
-        "what": "milliseconds per training step, fp32, 0.8M parameters, context 64, batch 12",
-        "environment": describe_environment(torch.device("cpu")),
-        "steps": options.steps,
-        "milliseconds_per_step": times,
-        "ratios": ratios,
-    }
-    (RESULTS / "train_speed.json").write_text(json.dumps(record, indent=2) + "\n")
+    common.record("train_speed", "tokens per second and peak resident memory of training", **fields)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_gptlite import GPTLiteConfig
 
 
+def dtype_of_products(x: torch.Tensor) -> torch.dtype:
+    """What the linear layers compute in: autocast's dtype where it is on, and to cast once is cheaper than in each."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class GPTLiteRMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich, 2019); `Qwen3RMSNorm` in one fused call."""
 
@@ -44,10 +50,10 @@ class GPTLiteRMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dtype = hidden_states.dtype
         # One dtype for both, also under autocast: the fused kernels take no other.
-        normed = nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight.to(dtype), self.variance_epsilon)
-        return normed.to(dtype)
+        weight = self.weight.to(hidden_states.dtype)
+        normed = nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
+        return normed.to(dtype_of_products(hidden_states))
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -57,7 +63,7 @@ class GPTLiteLayerNorm(nn.LayerNorm):
     """Layer norm with an optional bias, in the dtype that it is given."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return super().forward(hidden_states).to(hidden_states.dtype)
+        return super().forward(hidden_states).to(dtype_of_products(hidden_states))
 
 
 def build_norm(config: GPTLiteConfig) -> nn.Module:
@@ -93,7 +99,8 @@ class GPTLiteRotaryEmbedding(nn.Module):
         freqs = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)  # B T D/2
         angles = torch.cat((freqs, freqs), dim=-1)  # B T D
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
-        return cos.to(x.dtype), sin.to(x.dtype)
+        dtype = dtype_of_products(x)
+        return cos.to(dtype), sin.to(dtype)
 
 
 def rotate_half(x: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,14 @@ python -m scripts.generate --model out/quickstart --prompt "ROMEO:"
 cat prompt.txt | python -m scripts.generate --model out/quickstart --num_samples 4 --temperature 0.9
 """
 
+import shutil
 import sys
 from dataclasses import dataclass, field
 
 from scripts.cli import Parser, UserError, load_pretrained, run
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass
@@ -35,7 +39,14 @@ class GenerateArguments:
     stop_at_eos: bool = field(default=False, metadata={"help": "Stop where the model writes its end-of-text token."})
     seed: int | None = field(default=None, metadata={"help": "For the same text twice. Default: a new one each time."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest there is."})
-    dtype: str = field(default="auto", metadata={"help": "float32, bfloat16 or float16. Default: as it was saved."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "float32, bfloat16, float16, or int8 (weights; on a CPU). Default: as it was saved."},
+    )
+    torch_compile: bool = field(
+        default=False,
+        metadata={"help": "Compile the step of one token first: half a minute that pays for long texts."},
+    )
 
 
 def main(argv: list[str] | None = None):
@@ -49,12 +60,15 @@ def main(argv: list[str] | None = None):
     from tokenization import describe_characters, unknown_characters
 
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = load_pretrained(args.model, dtype=args.dtype)
+    dtype = "float32" if args.dtype == "int8" else args.dtype
+    model, tokenizer = load_pretrained(args.model, dtype=dtype)
     device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     try:
         model = model.to(device).eval()
     except RuntimeError as error:
         raise UserError(f"--device {args.device}: {error}") from error
+    if args.dtype == "int8":
+        model = quantize(model)
     if unknown := unknown_characters(prompt, tokenizer):
         raise UserError(f"the prompt has characters outside the model's vocabulary: {describe_characters(unknown)}")
     if not prompt and tokenizer.bos_token is None:
@@ -62,6 +76,8 @@ def main(argv: list[str] | None = None):
     if args.seed is not None:
         transformers.set_seed(args.seed)
 
+    if args.torch_compile:
+        model = compile_step(model, args.num_samples)
     inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", add_special_tokens=False).to(device)
     inputs.pop("token_type_ids", None)
     settings = sampling_settings(args, tokenizer)
@@ -74,6 +90,23 @@ def main(argv: list[str] | None = None):
         print(f"{'' if index == 1 else chr(10)}--- {index} of {args.num_samples} ---\n{text}")
 
 
+def quantize(model):
+    from modeling_gptlite.decoding import quantize_int8
+
+    try:
+        return quantize_int8(model)
+    except ValueError as error:
+        raise UserError(f"--dtype int8: {error}") from error
+
+
+def compile_step(model, batch_size: int):
+    from modeling_gptlite.decoding import compile_decoding
+
+    if shutil.which("g++") is None and model.device.type == "cpu":
+        raise UserError("--torch_compile needs a C++ compiler, and there is no g++; install it, or leave the flag out")
+    return compile_decoding(model, batch_size)
+
+
 def check(args: GenerateArguments) -> None:
     rules = [
         ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
@@ -81,7 +114,7 @@ def check(args: GenerateArguments) -> None:
         ("temperature", args.temperature is None or args.temperature > 0, "above 0 (--greedy takes the likeliest)"),
         ("top_k", args.top_k is None or args.top_k >= 0, "0 (all tokens) or more"),
         ("top_p", args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
-        ("dtype", args.dtype in ("auto", "float32", "bfloat16", "float16"), "auto, float32, bfloat16 or float16"),
+        ("dtype", args.dtype in DTYPES, f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"),
         ("num_samples", not (args.greedy and args.num_samples > 1), "1 with --greedy: all samples would be the same"),
     ]
     for name, is_right, allowed in rules:

@@ -236,6 +236,8 @@ def make_windows(source, tokenizer, model, data_args: DataArguments, args: Causa
     context = data_args.context_length or longest
     if not 1 <= context <= longest:
         raise UserError(f"--context_length must lie between 1 and the model's context of {longest}, got {context}")
+    if args.short_context and context % args.short_context:
+        raise UserError(f"--short_context must divide the context of {context}, got {args.short_context}")
     train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
     data |= {"context_length": context, **publication(data_args)}
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -84,6 +85,8 @@ MISTAKES = {
     "wrong type": (["--train_file=good.txt", '--model_overrides={"hidden_size": "64"}'], ["hidden_size", "int"]),
     "not JSON": (["--train_file=good.txt", "--model_overrides=hidden_size"], ["--model_overrides", "JSON"]),
     "context too long": (["--train_file=good.txt", "--context_length=999"], ["--context_length", "128", "999"]),
+    "pieces of the context": (["--train_file=good.txt", "--short_context=5"], ["--short_context", "128", "5"]),
+    "no pieces": (["--train_file=good.txt", "--short_context=0"], ["short_context", "at least 1"]),
     "validation fraction": (["--train_file=good.txt", "--validation_fraction=1.5"], ["between 0 and 1", "1.5"]),
     "nothing to resume": (["--train_file=good.txt", "--resume_from_checkpoint=true"], ["no checkpoint"]),
     "no such model": (["--train_file=good.txt", "--model_name_or_path=folder"], ["folder"]),
@@ -191,6 +194,18 @@ def test_greedy_text_is_what_the_model_generates(trained, capsys):
     assert out == expected + "\n"
 
 
+def test_int8_and_a_compiled_step_write_text(trained, monkeypatch, capsys):
+    greedy = ["--prompt=12 green", "--greedy", "--max_new_tokens=30"]
+    plain = written(trained, *greedy, capsys=capsys)
+    assert written(trained, *greedy, "--dtype=int8", capsys=capsys)[:20] == plain[:20]
+    if shutil.which("g++"):
+        assert written(trained, *greedy, "--torch_compile=true", capsys=capsys) == plain
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    refused(
+        generate.main, f"--model={trained}", *greedy, "--torch_compile=true", capsys=capsys, told=["C++ compiler"]
+    )
+
+
 def test_a_seed_repeats_the_text(trained, capsys):
     texts = [written(trained, "--prompt=1", f"--seed={seed}", capsys=capsys) for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
@@ -236,7 +251,8 @@ GENERATE_MISTAKES = {
     "greedy samples": (["--prompt=1", "--greedy", "--num_samples=2"], ["--greedy"]),
     "two prompts": (["--prompt=1", "--prompt_file=x"], ["--prompt", "--prompt_file"]),
     "missing prompt file": (["--prompt_file=nowhere.txt"], ["nowhere.txt"]),
-    "unknown dtype": (["--prompt=1", "--dtype=int8"], ["--dtype", "int8", "bfloat16"]),
+    "unknown dtype": (["--prompt=1", "--dtype=int4"], ["--dtype", "int4", "bfloat16", "int8"]),
+    "int8 elsewhere": (["--prompt=1", "--dtype=int8", "--device=meta"], ["--dtype int8", "on meta"]),
     "unknown device": (["--prompt=1", "--device=toaster"], ["--device", "toaster"]),
     "unknown flag": (["--prompt=1", "--temprature=1"], ["--temprature", "temperature"]),
 }

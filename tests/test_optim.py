@@ -9,7 +9,7 @@ from conftest import ARCHITECTURES, tiny_model
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from modeling_gptlite.training.optim import build_adamw, build_muon
+from modeling_gptlite.training.optim import StackedMuon, build_adamw, build_muon
 
 
 BUILDERS = {
@@ -111,6 +111,33 @@ def test_a_step_is_that_of_torch_muon_and_torch_adamw_side_by_side():
     adamw.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, reference.get_parameter(name), msg=name)
+
+
+@pytest.mark.parametrize("shapes", [[(8, 8)], [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (1, 8)]])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_stacked_matrices_are_stepped_like_torch_muon_steps_them_alone(shapes, weight_decay):
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    stacked = StackedMuon(ours, lr=0.05, weight_decay=weight_decay)
+    alone = torch.optim.Muon(theirs, lr=0.05, weight_decay=weight_decay)
+    for _ in range(3):
+        for our, their in zip(ours, theirs, strict=True):
+            our.grad = torch.randn_like(our)
+            their.grad = our.grad.clone()
+        stacked.step()
+        alone.step()
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, atol=2e-3, rtol=0)  # bf16 products, in another order
+        assert torch.equal(stacked.state[our]["momentum_buffer"], alone.state[their]["momentum_buffer"])
+
+
+def test_a_parameter_without_gradient_is_left_alone():
+    used, unused = (torch.nn.Parameter(torch.eye(4)) for _ in range(2))
+    used.grad = torch.randn(4, 4)
+    StackedMuon([used, unused], lr=0.05).step()
+    assert torch.equal(unused, torch.eye(4))
+    assert not torch.equal(used, torch.eye(4))
 
 
 @every_builder

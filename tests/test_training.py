@@ -48,7 +48,36 @@ def test_the_loss_falls(optimizer, tmp_path):
     assert evaluate_loss(model, EvaluationWindows(IDS[CUT:], 32)) < before - 1
 
 
-@pytest.mark.parametrize(("precision", "used"), [("bf16", "eager"), ("fp32", "sdpa")])
+def test_early_windows_are_read_in_pieces(tmp_path, monkeypatch):
+    seen, model = [], tiny_model("modern-1m")
+    forward = model.forward
+
+    def watched(input_ids, **kwargs):
+        seen.append((tuple(input_ids.shape), tuple(kwargs["shift_labels"].shape), input_ids.flatten().tolist()))
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    trainer = trainer_for(model, tmp_path, steps=5, short_context=8, short_context_fraction=0.6)
+    trainer.train()
+    assert [shapes for *shapes, _ in seen] == [[(32, 8), (32, 8)]] * 3 + [[(8, 32), (8, 32)]] * 2
+    windows = trainer.train_dataset.__getitems__(list(range(8)))["input_ids"]
+    assert seen[0][2] == windows.flatten().tolist()  # the same tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"short_context": 5}, "must divide the windows' context of 32"),
+        ({"short_context": 0}, "short_context must be at least 1, got 0"),
+        ({"short_context_fraction": 1.5}, "short_context_fraction must lie between 0 and 1, got 1.5"),
+    ],
+)
+def test_pieces_that_cannot_be_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_for(tiny_model("modern-1m"), tmp_path, **settings)
+
+
+@pytest.mark.parametrize(("precision", "used"), [("bf16", "short_windows"), ("fp32", "sdpa")])
 def test_training_borrows_the_attention_that_is_fastest_and_gives_it_back(precision, used, tmp_path, monkeypatch):
     step, seen = Trainer.training_step, set()
 

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import PushInProgress, is_torch_bf16_gpu_available
 
+from .attention import SHORT_WINDOWS
 from .data import whole_batch
 from .hub import push_folder
 from .metrics import mean_loss, window_losses
@@ -49,6 +50,16 @@ class CausalLMTrainingArguments(TrainingArguments):
     min_learning_rate_ratio: float = field(
         default=0.1,
         metadata={"help": "The cosine schedule ends at this fraction of the peak rates."},
+    )
+
+    short_context: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that the model sees at once early in training: every window is cut into such pieces."
+        },
+    )
+    short_context_fraction: float = field(
+        default=0.6, metadata={"help": "The part of the steps that --short_context is for."}
     )
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per step on each device."})
@@ -83,6 +94,10 @@ class CausalLMTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr_rate": self.min_learning_rate_ratio}
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else `bf16` is refused for want of a GPU
+        if self.short_context is not None and self.short_context < 1:
+            raise ValueError(f"short_context must be at least 1, got {self.short_context}")
+        if not 0 <= self.short_context_fraction <= 1:
+            raise ValueError(f"short_context_fraction must lie between 0 and 1, got {self.short_context_fraction}")
         if self.precision == "auto" and not (self.bf16 or self.fp16):
             self.bf16 = self._multiplies_bf16()
         elif self.precision != "auto":
@@ -126,6 +141,9 @@ class CausalLMTrainer(Trainer):
             "trainer": None,
         }
         kwargs.setdefault("data_collator", whole_batch)
+        context = getattr(kwargs.get("train_dataset"), "context", None)
+        if args.short_context and (context is None or context % args.short_context):
+            raise ValueError(f"short_context {args.short_context} must divide the windows' context of {context}")
         super().__init__(model, args, optimizer_cls_and_kwargs=factories[args.optimizer], **kwargs)
 
     def train(self, *args, **kwargs):
@@ -133,15 +151,22 @@ class CausalLMTrainer(Trainer):
         self.began = time.time()
         chosen = self.model.config._attn_implementation
         if self._fused_attention_is_slow():
-            self.model.set_attn_implementation("eager")
+            self.model.set_attn_implementation(SHORT_WINDOWS)
         try:
             return super().train(*args, **kwargs)
         finally:
             self.model.set_attn_implementation(chosen)
             self.model.config.use_cache = self._use_cache  # the Trainer switches it off, and would save it so
 
+    def training_step(self, model, inputs, *args, **kwargs):
+        """As the Trainer's; early on, windows in pieces, because short context is cheaper and teaches as much."""
+        short = self.args.short_context
+        if short and self.state.global_step < self.args.short_context_fraction * self.state.max_steps:
+            inputs = {name: tensor.reshape(-1, short) for name, tensor in inputs.items()}
+        return super().training_step(model, inputs, *args, **kwargs)
+
     def _fused_attention_is_slow(self) -> bool:
-        """On a CPU in bf16 and over short windows, going back through it takes PyTorch twice as long as eager's."""
+        """On a CPU in bf16 and over short windows, the way back through it takes twice as long as spelt out."""
         short = getattr(self.train_dataset, "context", math.inf) <= 256
         return short and self.args.device.type == "cpu" and self.args.bf16 and not self.args.torch_compile
 
