@@ -53,7 +53,7 @@ def train_step(rank: int, size: dict, port: int, result: str) -> None:
     seconds = []
     for _ in range(WARM_UP + STEPS):
         began = time.perf_counter()
-        model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:], use_cache=False).loss.backward()
+        model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
