@@ -15,7 +15,7 @@ ALLOWED = {
     "modeling_gptlite/__init__.py": {"transformers", ".configuration_gptlite", ".modeling_gptlite"},
     "modeling_gptlite/conversion.py": {"torch", "transformers", ".configuration_gptlite", ".modeling_gptlite"},
     "modeling_gptlite/decoding.py": {"torch", "transformers"},
-    "modeling_gptlite/training/*.py": TRAINING | {".attention", ".data", ".hub", ".metrics", ".optim", ".report"},
+    "modeling_gptlite/training/*.py": TRAINING | {"peft", ".attention", ".data", ".hub", ".metrics", ".optim", ".report"},
     "tokenization/*.py": {"tokenizers", "transformers", "numpy", ".builders", ".corpus"},
 }
 
