@@ -142,6 +142,16 @@ def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
     return model, loaded_tokenizer
 
 
+def longest_text(model) -> int | None:
+    """Tokens that `model` can generate up to, the prompt included; None for no limit, as GPTLite slides."""
+    from modeling_gptlite import GPTLiteForCausalLM
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(base, GPTLiteForCausalLM):
+        return None
+    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
+
+
 def reason(error: Exception) -> str:
     """The telling part of a validation error, which wraps it in lines of its own."""
     cause = error.__cause__ or error

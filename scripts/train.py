@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gptlite.training.trainer import CausalLMTrainingArguments
-from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, reason, run
+from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, longest_text, reason, run
 
 
 TOKENIZERS = ("char", "bpe", "word")  # that are made from the text
@@ -260,7 +260,9 @@ def load_saved(model_args: ModelArguments):
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {embeddings}")
-    model.generation_config.eos_token_id = tokenizer.eos_token_id  # the Trainer would, with a warning
+    # Both as the Trainer and the loss would have it, without their warnings.
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.loss_type = model.loss_type or "ForCausalLM"
     return model, tokenizer
 
 
@@ -558,7 +560,11 @@ def write_sample(model, tokenizer, prompt: str, length: int, seed: int) -> str:
         return ""
     transformers.set_seed(seed)
     inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
-    output = model.eval().generate(inputs["input_ids"].to(model.device), max_new_tokens=length)
+    ids = inputs["input_ids"].to(model.device)
+    if context := longest_text(model):
+        ids = ids[:, 1 - context :]
+        length = min(length, context - ids.shape[1])
+    output = model.eval().generate(ids, max_new_tokens=length)
     return tokenizer.decode(output[0])
 
 

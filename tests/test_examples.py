@@ -88,7 +88,7 @@ def test_a_template_of_the_tokenizers_own_is_used_and_one_is_given_to_a_tokenize
     own.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + (
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    for tokenizer, text in ((own, "<user>1 and 1?<assistant>2<|endoftext|>"), (bare, TALK_TEXT[13:54])):
+    for tokenizer, text in ((own, "<user>1 and 1?<assistant>2<|endoftext|>"), (bare, TALK_TEXT[13:53])):
         source = source_of([{"messages": TALK[1:3]}] * 2)
         source.share_template(tokenizer)
         train_examples, *_ = encode_examples(source, tokenizer, 200, 0.5)

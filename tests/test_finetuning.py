@@ -96,8 +96,7 @@ def test_a_model_that_grows_thinks_of_old_text_as_before(preset):
 def test_the_new_characters_are_named(trained, new_text, tmp_path, capsys):
     train_tiny(new_text, tmp_path / "run", f"--model_name_or_path={trained}", "--max_steps=1")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "vocabulary" in line]
-    assert line.startswith("added to the vocabulary, now 4")
-    assert "'F' (U+0046)" in line
+    assert line.startswith("added to the vocabulary, now 39 tokens: 'F' (U+0046)")
     assert "'ë' (U+00EB)" in line
 
 
@@ -135,7 +134,9 @@ def gpt2(tmp_path_factory):
 def test_gpt2_trains_with_its_own_tokenizer_and_stays_gpt2(gpt2, text_file, tmp_path, capsys):
     flags = [f"--model_name_or_path={gpt2}", "--eval_on_start=true", "--learning_rate=1e-2"]
     train_tiny(text_file, tmp_path / "run", *flags)
-    assert "vocabulary" not in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "vocabulary" not in said.out
+    assert "loss_type" not in said.err
     log = json.loads((tmp_path / "run" / "run.json").read_text())["log_history"]
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert losses[-1] < losses[0] - 1
@@ -149,6 +150,14 @@ print(type(generate.model).__name__, generate.tokenizer.decode(generate.tokenize
         tmp_path,
     )
     assert printed.startswith("GPT2LMHeadModel 12 grün 12 green")
+
+
+def test_a_model_that_does_not_slide_writes_up_to_its_context(gpt2, capsys):
+    code, out, err = call(generate.main, f"--model={gpt2}", "--prompt=12 green", "--seed=0", capsys=capsys)
+    assert (code, err) == (0, "the text ends where the model's context of 32 tokens does\n")
+    assert out.startswith("12 green")
+    argv = [f"--model={gpt2}", "--prompt=" + "12 green bottles " * 20]
+    refused(generate.main, *argv, capsys=capsys, told=["the model's context of 32"])
 
 
 def test_a_separator_that_is_also_the_unknown_token_is_not_called_unknown(gpt2, text_file, new_text, tmp_path, capsys):
