@@ -226,15 +226,21 @@ def test_a_resumed_run_on_examples_ends_with_the_same_weights(trained, answering
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
-@pytest.mark.parametrize("base", ["trained", "gpt2"])
-def test_a_conversation_is_learnt_and_the_pipeline_chats(base, request, tmp_path):
-    base = request.getfixturevalue(base)
-    flags = [f"--model_name_or_path={base}", "--max_steps=80", "--learning_rate=1e-2"]
-    train_tiny(write(tmp_path / "talks.jsonl", TALKS), tmp_path / "run", *flags)
-    assert (tmp_path / "run" / "chat_template.jinja").exists()
-    chat = pipeline("text-generation", model=str(tmp_path / "run"), trust_remote_code=False)
+@pytest.fixture(scope="session")
+def talking_gpt2(gpt2, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talking")
+    flags = [f"--model_name_or_path={gpt2}", "--max_steps=80", "--learning_rate=1e-2"]
+    train_tiny(write(folder / "talks.jsonl", TALKS), folder / "run", *flags)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("folder", ["talking", "talking_gpt2"])
+def test_a_conversation_is_learnt_and_the_pipeline_chats(folder, request):
+    folder = request.getfixturevalue(folder)
+    assert (folder / "chat_template.jinja").exists()
+    chat = pipeline("text-generation", model=str(folder), trust_remote_code=False)
     (answer,) = chat([{"role": "user", "content": "31 green"}], do_sample=False)
-    assert answer["generated_text"][-1] == {"role": "assistant", "content": " bottles!"}
+    assert answer["generated_text"][-1] == {"role": "assistant", "content": "bottles!"}
 
 
 def test_a_model_can_start_from_examples_alone(tmp_path):

@@ -54,8 +54,15 @@ class ExampleSource:
 
     def share_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the tokenizer's chat template, or give it this one."""
-        if self.conversations:
-            tokenizer.chat_template = self.chat_template = tokenizer.chat_template or self.chat_template
+        if self.conversations and tokenizer.chat_template:
+            self.chat_template = tokenizer.chat_template
+        elif self.conversations:
+            tokenizer.chat_template = self.chat_template
+            tokenizer.response_template = {  # how servers read a reply back
+                "defaults": {"role": "assistant"},
+                "start_anchor": "\nassistant:",
+                "fields": {"content": {"close": tokenizer.eos_token, "content": "text"}},
+            }
 
     def pieces(self) -> Iterator[str]:
         """The texts of all rows, without special tokens: what a tokenizer has to know."""
