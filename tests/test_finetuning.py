@@ -1,6 +1,7 @@
 """Fine-tuning with `scripts.train`: new characters, other models and tokenizers, examples, LoRA; and TRL's trainers."""
 
 import json
+import re
 import shutil
 
 import hub_server
@@ -32,6 +33,9 @@ TALKS = [
     {"messages": [{"role": "user", "content": f"{n} green"}, {"role": "assistant", "content": "bottles!"}]}
     for n in range(100)
 ]
+
+
+LABELS = {"green bottles": "good", "should fall": "bad"}
 
 
 @pytest.fixture(scope="session")
@@ -379,6 +383,32 @@ def test_without_peft_the_extra_is_named(trained, adapter, text_file, tmp_path, 
     argv = [f"--train_file={text_file}", f"--model_name_or_path={trained}", f"--output_dir={tmp_path / 'out'}"]
     refused(train.main, *argv, "--lora_r=8", capsys=capsys, told=["gptlite[finetune]"])
     refused(generate.main, f"--model={adapter}", "--prompt=1", capsys=capsys, told=["gptlite[finetune]"])
+
+
+# ---- Classification ------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_classifier_learns_and_loads_without_this_package(trained, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ForSequenceClassification" in b)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    shutil.copytree(trained, tmp_path / "out" / "quickstart")
+    write(
+        tmp_path / "reviews.jsonl",
+        [{"text": f"{n} {text}", "label": label} for n in range(60) for text, label in LABELS.items()],
+    )
+    exec(block, {})
+    assert "1.0" in capsys.readouterr().out.splitlines()
+    printed = run_python(
+        """
+from transformers import pipeline
+classify = pipeline("text-classification", model="out/reviews", trust_remote_code=True)
+print([row["label"] for row in classify(["99 green bottles", "98 should fall"])], classify.model.config.id2label)
+""",
+        tmp_path,
+    )
+    assert printed.strip() == "['good', 'bad'] {0: 'bad', 1: 'good'}"
 
 
 # ---- TRL -----------------------------------------------------------------------------------------------------------
