@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from test_commands import refused
+from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
 from modeling_gptlite.training.data import DataError, TextSource, whole_batch
@@ -131,6 +132,15 @@ def test_an_empty_prompt_begins_with_the_beginning_of_text():
     examples, _ = encode([{"prompt": "", "completion": "yes"}] * 2, validation_fraction=0.5)
     assert tokenizer.decode(examples.ids) == "<|endoftext|>yes<|endoftext|>"
     assert tokenizer.decode(examples.completion(0)) == "yes<|endoftext|>"
+
+
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end():
+    tokenizer = build_char_tokenizer(ALPHABET)
+    end = [("<|endoftext|>", tokenizer.eos_token_id)]
+    template = TemplateProcessing(single="<|endoftext|> $A <|endoftext|>", special_tokens=end)
+    tokenizer.backend_tokenizer.post_processor = template
+    examples, _ = encode([{"prompt": "why?", "completion": " no"}] * 2, tokenizer, validation_fraction=0.5)
+    assert tokenizer.decode(examples.ids) == "<|endoftext|>why? no<|endoftext|>"
 
 
 def test_the_split_is_by_rows():

@@ -258,10 +258,11 @@ def _encode(parts, tokenizer: PreTrainedTokenizerBase, conversation: bool) -> li
     eos = tokenizer.eos_token_id
     encoded = []
     for index, (text, learnt) in enumerate(parts):
-        # The first text begins as the tokenizer begins any text; a chat template has written its special tokens out.
-        ids = tokenizer(text, add_special_tokens=index == 0 and not conversation, verbose=False)["input_ids"]
-        if not learnt and ids and ids[-1] == eos and len(ids) > 1:
-            ids = ids[:-1]  # of a tokenizer that ends every text
+        # A prompt begins as the tokenizer begins any text; a chat template has written its special tokens out.
+        begins = index == 0 and not conversation
+        ids = tokenizer(text, add_special_tokens=begins, verbose=False)["input_ids"]
+        if begins and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
+            ids = ids[:-1]  # the tokenizer ends every text, but this one goes on
         if learnt and eos not in ids:
             ids = [*ids, eos]
         encoded.append((ids, learnt))
