@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None):
     transformers.utils.logging.disable_progress_bar()
     dtype = "float32" if args.dtype == "int8" else args.dtype
     model, tokenizer = load_pretrained(args.model, dtype=dtype)
+    context = longest_text(model)
     device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     try:
         model = model.to(device).eval()
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None):
     inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", add_special_tokens=False).to(device)
     inputs.pop("token_type_ids", None)
     settings = sampling_settings(args, tokenizer)
-    context, length = longest_text(model), inputs["input_ids"].shape[1]
+    length = inputs["input_ids"].shape[1]
     if context is not None and length + args.max_new_tokens > context:
         if length >= context:
             raise UserError(f"the prompt has {length} tokens, which fill the model's context of {context}")
