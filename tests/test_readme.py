@@ -62,7 +62,7 @@ def place(tmp_path, trained, talking, monkeypatch):
 @pytest.mark.parametrize("line", lines("python -m"))
 def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada"}.items():
+    for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": ""}.items():
         line = line.replace(name, value)
     _, _, module, *argv = shlex.split(line)
     if "finetune_lora" in line:
