@@ -1,6 +1,7 @@
 """What the commands share: flags from dataclasses, recipes, and mistakes told in one line."""
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -118,18 +119,37 @@ def load_tokenizer(name_or_path: str):
 def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
     """A causal language model and its tokenizer (or another), from a folder or the Hub, without anybody's code.
 
+    Of the folder of a LoRA adapter: the model that it names, with the adapter.
+
     Args:
         kwargs: For the model's `from_pretrained`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import is_peft_available
 
     import modeling_gptlite  # noqa: F401  registers the classes
 
+    if (Path(name_or_path) / "adapter_config.json").is_file() and not is_peft_available():
+        raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
     loaded_tokenizer = load_tokenizer(tokenizer or name_or_path)
     try:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs), loaded_tokenizer
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
     except LOADING_ERRORS as error:
         raise UserError(f"cannot load the model {name_or_path!r}: {reason(error)}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        with contextlib.suppress(OSError):  # transformers takes the base model's
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+    return model, loaded_tokenizer
+
+
+def longest_text(model) -> int | None:
+    """Tokens that `model` can generate up to, the prompt included; None for no limit, as GPTLite slides."""
+    from modeling_gptlite import GPTLiteForCausalLM
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(base, GPTLiteForCausalLM):
+        return None
+    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
 
 
 def reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 
-from scripts.cli import Parser, UserError, load_pretrained, run
+from scripts.cli import Parser, UserError, load_pretrained, longest_text, run
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -23,7 +23,9 @@ class GenerateArguments:
         default=None, metadata={"help": "The text to continue. Default: standard input if it is piped, else a newline."}
     )
     prompt_file: str | None = field(default=None, metadata={"help": "A UTF-8 file that holds the prompt."})
-    max_new_tokens: int = field(default=500, metadata={"help": "Tokens to write; the model's context is no limit."})
+    max_new_tokens: int = field(
+        default=500, metadata={"help": "Tokens to write; the context of a GPTLite is no limit."}
+    )
     num_samples: int = field(default=1, metadata={"help": "Texts to write, in one batch; a single one is streamed."})
     greedy: bool = field(default=False, metadata={"help": "Always take the likeliest token instead of sampling."})
     temperature: float | None = field(
@@ -62,6 +64,7 @@ def main(argv: list[str] | None = None):
     transformers.utils.logging.disable_progress_bar()
     dtype = "float32" if args.dtype == "int8" else args.dtype
     model, tokenizer = load_pretrained(args.model, dtype=dtype)
+    context = longest_text(model)
     device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     try:
         model = model.to(device).eval()
@@ -81,6 +84,12 @@ def main(argv: list[str] | None = None):
     inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", add_special_tokens=False).to(device)
     inputs.pop("token_type_ids", None)
     settings = sampling_settings(args, tokenizer)
+    length = inputs["input_ids"].shape[1]
+    if context is not None and length + args.max_new_tokens > context:
+        if length >= context:
+            raise UserError(f"the prompt has {length} tokens, which fill the model's context of {context}")
+        settings["max_new_tokens"] = context - length
+        print(f"the text ends where the model's context of {context} tokens does", file=sys.stderr)
     if args.num_samples == 1:
         streamer = transformers.TextStreamer(tokenizer, skip_special_tokens=True)
         model.generate(**inputs, **settings, streamer=streamer)

@@ -61,12 +61,15 @@ def main(argv: list[str] | None = None):
 def check(args: PushArguments) -> None:
     from huggingface_hub.utils import validate_repo_id
 
-    from modeling_gptlite.training.hub import hub_errors
+    from modeling_gptlite.training.hub import ADAPTER_CONFIG, hub_errors
 
     if args.published_as not in ("gptlite", "native"):
         raise UserError(f"--as must be gptlite or native, got {args.published_as!r}")
-    if not (Path(args.model) / "config.json").is_file():
+    is_adapter = (Path(args.model) / ADAPTER_CONFIG).is_file()
+    if not is_adapter and not (Path(args.model) / "config.json").is_file():
         raise UserError(f"{args.model} is not the folder of a model: it has no config.json")
+    if is_adapter and args.published_as == "native":
+        raise UserError(f"{args.model} is a LoRA adapter; merge it into its model to publish that as native")
     for repo_id in filter(None, (args.repo_id, args.space)):
         with hub_errors(repo_id):
             validate_repo_id(repo_id)

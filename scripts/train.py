@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gptlite.training.trainer import CausalLMTrainingArguments
-from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, reason, run
+from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, longest_text, reason, run
 
 
+TOKENIZERS = ("char", "bpe", "word")  # that are made from the text
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 # Arguments that change where a run goes, not what comes out of it; a recipe to repeat it does without them.
 NOT_OF_THE_MODEL = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_always_push"}
@@ -47,6 +48,14 @@ class ModelArguments:
         },
     )
     vocab_size: int = field(default=1024, metadata={"help": "Tokens of a bpe or word vocabulary."})
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Rank of LoRA matrices to train beside the saved model's, which stay as they are."},
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "LoRA's output is scaled by alpha / rank. Default: twice the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Probability of dropout on LoRA's input."})
 
 
 @dataclass
@@ -54,7 +63,12 @@ class DataArguments:
     """The text: files, a data set, or a built-in source."""
 
     train_file: list[str] | None = field(
-        default=None, metadata={"help": "UTF-8 text files, or folders of .txt files.", "nargs": "+"}
+        default=None,
+        metadata={
+            "help": "UTF-8 text files, or folders of .txt files; or .jsonl files with a column text, columns prompt "
+            "and completion, or a column messages.",
+            "nargs": "+",
+        },
     )
     dataset: str | None = field(
         default=None,
@@ -64,7 +78,12 @@ class DataArguments:
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
-    text_column: str = field(default="text", metadata={"help": "The data set's column that holds the text."})
+    text_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "The data set's column that holds the text. Default: text, unless there are columns of examples."
+        },
+    )
     streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "The last part of the text, as a fraction, that only validates."}
@@ -78,7 +97,12 @@ class DataArguments:
     license: str | None = field(
         default=None, metadata={"help": "The model's licence for the card. Default: mit if the text is built in."}
     )
-    sample_prompt: str = field(default="\n", metadata={"help": "What the sample text at the end continues."})
+    sample_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the sample text at the end continues. Default: a newline, or the first validation prompt."
+        },
+    )
     sample_length: int = field(default=500, metadata={"help": "Tokens of the sample text at the end; 0 for none."})
 
 
@@ -106,22 +130,27 @@ def train(
 
     from modeling_gptlite.training.callbacks import LiveLine, StopOnSignal
     from modeling_gptlite.training.hub import hub_errors
+    from modeling_gptlite.training.lora import add_lora
     from modeling_gptlite.training.report import describe_environment, without_places
     from modeling_gptlite.training.trainer import CausalLMTrainer
 
     transformers.utils.logging.disable_progress_bar()  # `LiveLine` is the progress
     transformers.set_seed(args.seed)
     check_output_dir(Path(args.output_dir), args)
+    check_lora(model_args, args)
     source = load_source(data_args)
     model, tokenizer = load_model_and_tokenizer(model_args, source)
     train_windows, validation_windows, data = make_windows(source, tokenizer, model, data_args, args)
-    tokens_per_step = len(train_windows) // args.max_steps * train_windows.context
+    tokens_per_step = round(len(train_windows) // args.max_steps * train_windows.tokens_per_sample)
+    if model_args.lora_r is not None:
+        model = add_lora(model, model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
     facts = {
         "arguments": without_places({name: given[name] for name in given if name not in NOT_OF_THE_MODEL}),
         "environment": describe_environment(args.device),
         "data": data,
         "parameters": model.num_parameters(),
         "prompt": data_args.sample_prompt,
+        "lora_rank": model_args.lora_r,
         **origin(model_args.model_name_or_path),
     }
     stop = StopOnSignal()
@@ -137,8 +166,16 @@ def train(
             card=lambda trainer: interim_card(trainer, facts, tokens_per_step),
         )
     trainer.remove_callback(transformers.PrinterCallback)
-    say(args, f"{data['name']}: {data['train_tokens']:,} tokens to train on, {data['validation_tokens']:,} to validate")
-    say(args, f"{model.num_parameters():,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}")
+    kind = "examples" if "examples" in data else "tokens"
+    say(
+        args,
+        f"{data['name']}: {data[f'train_{kind}']:,} {kind} to train on, {data[f'validation_{kind}']:,} to validate",
+    )
+    trained = f"{model.num_parameters(only_trainable=True):,} of " if model_args.lora_r else ""
+    say(
+        args,
+        f"{trained}{model.num_parameters():,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}",
+    )
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.received and trainer.state.global_step < args.max_steps:
         say(args, f"\nstopped at step {trainer.state.global_step:,}; --resume_from_checkpoint true goes on from there")
@@ -174,45 +211,117 @@ def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
 
 
 def load_source(data_args: DataArguments):
-    from modeling_gptlite.training import data
+    from modeling_gptlite.training import data, examples
 
     if not 0 < data_args.validation_fraction < 1:
         raise UserError(f"--validation_fraction must lie between 0 and 1, got {data_args.validation_fraction}")
     if data_args.train_file:
         if data_args.dataset:
             raise UserError("give either --train_file or --dataset, not both")
+        suffixes = {Path(name).suffix for name in data_args.train_file}
+        if suffixes == {".jsonl"}:
+            return examples.load_example_files(data_args.train_file, data_args.text_column)
+        if ".jsonl" in suffixes:
+            raise UserError("--train_file takes .jsonl files or text files, not both")
         return data.load_files(data_args.train_file)
     name = data_args.dataset or "auto"
     if name in data.BUILT_IN_SOURCES:
         return data.load_source(name, on_fallback=lambda sentence: print(f"\n*** {sentence}\n", flush=True))
-    return data.load_dataset_source(name, data_args.dataset_config, data_args.text_column, data_args.streaming)
+    return examples.load_example_dataset(name, data_args.dataset_config, data_args.text_column, data_args.streaming)
 
 
 def load_model_and_tokenizer(model_args: ModelArguments, source):
     """The saved model with its tokenizer, or a new one for a tokenizer made from the text."""
-    import tokenization
     from modeling_gptlite import GPTLiteForCausalLM
+    from modeling_gptlite.training.examples import ExampleSource
 
-    builders = {
-        "char": lambda: tokenization.build_char_tokenizer(source.pieces()),
-        "bpe": lambda: tokenization.build_bpe_tokenizer(source.pieces(), model_args.vocab_size),
-        "word": lambda: tokenization.build_word_tokenizer(source.pieces(), model_args.vocab_size),
-    }
-    name = model_args.tokenizer
+    model = None
     if model_args.model_name_or_path:
-        if name in builders:
-            raise UserError(f"a saved model keeps its vocabulary; --tokenizer {name} makes a new one")
-        model, tokenizer = load_pretrained(model_args.model_name_or_path, name, dtype="float32")
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            embeddings = model.get_input_embeddings().num_embeddings
-            raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {embeddings}")
-        return model, tokenizer
+        model, tokenizer = load_saved(model_args)
+    else:
+        tokenizer = make_tokenizer(model_args, source)
+    if isinstance(source, ExampleSource):
+        source.share_template(tokenizer)
+    if model is None:
+        special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return GPTLiteForCausalLM(build_config(model_args, vocab_size=len(tokenizer), **special_tokens)), tokenizer
+    if model_args.tokenizer is None and model_args.lora_r is None:  # LoRA leaves the embeddings alone
+        grow_vocabulary(model, tokenizer, source)
+    return model, tokenizer
+
+
+def load_saved(model_args: ModelArguments):
+    name, tokenizer_name = model_args.model_name_or_path, model_args.tokenizer
+    if tokenizer_name in TOKENIZERS:
+        raise UserError(f"a saved model keeps its vocabulary; --tokenizer {tokenizer_name} makes a new one")
+    model, tokenizer = load_pretrained(name, tokenizer_name, dtype="float32")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{name} is a LoRA adapter; merge it into its model, and train on that")
+    embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model only {embeddings}")
+    # Both as the Trainer and the loss would have it, without their warnings.
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.loss_type = model.loss_type or "ForCausalLM"
+    return model, tokenizer
+
+
+def make_tokenizer(model_args: ModelArguments, source):
+    """One made from the text, or a saved one."""
+    import tokenization
+
+    name = model_args.tokenizer or "char"
     try:
-        tokenizer = builders[name or "char"]() if (name or "char") in builders else load_tokenizer(name)
+        if name == "char":
+            return tokenization.build_char_tokenizer(source.pieces())
+        if name == "bpe":
+            return tokenization.build_bpe_tokenizer(source.pieces(), model_args.vocab_size)
+        if name == "word":
+            return tokenization.build_word_tokenizer(source.pieces(), model_args.vocab_size)
     except ValueError as error:
         raise UserError(error) from error
-    special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GPTLiteForCausalLM(build_config(model_args, vocab_size=len(tokenizer), **special_tokens)), tokenizer
+    return load_tokenizer(name)
+
+
+def grow_vocabulary(model, tokenizer, source) -> None:
+    """Give a character tokenizer what the text needs, and the model rows for it: the mean of those that it has."""
+    import transformers
+
+    from tokenization import add_characters, describe_characters
+
+    new = add_characters(tokenizer, source.pieces())
+    if not new:
+        return
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it explains at length how it initialises
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    transformers.logging.set_verbosity(verbosity)
+    print(f"added to the vocabulary, now {len(tokenizer)} tokens: {describe_characters(new)}", flush=True)
+
+
+def check_lora(model_args: ModelArguments, args: CausalLMTrainingArguments) -> None:
+    """Refuse what LoRA cannot do, before anything is loaded."""
+    from transformers.utils import is_peft_available
+
+    if model_args.lora_r is None:
+        if model_args.lora_alpha is not None or model_args.lora_dropout:
+            raise UserError("--lora_alpha and --lora_dropout need --lora_r")
+        return
+    rules = [
+        ("lora_r", model_args.lora_r >= 1, "at least 1"),
+        ("lora_alpha", model_args.lora_alpha is None or model_args.lora_alpha >= 1, "at least 1"),
+        ("lora_dropout", 0 <= model_args.lora_dropout < 1, "0 or more and below 1"),
+    ]
+    for name, is_right, allowed in rules:
+        if not is_right:
+            raise UserError(f"--{name} must be {allowed}, got {getattr(model_args, name)}")
+    if model_args.model_name_or_path is None:
+        raise UserError("--lora_r needs --model_name_or_path: LoRA fine-tunes a model that is trained")
+    if args.push_to_hub and os.path.isdir(model_args.model_name_or_path):
+        raise UserError("an adapter is published with the Hub name of its model; publish the model first")
+    if not is_peft_available():
+        raise UserError('LoRA needs PEFT: pip install "gptlite[finetune]"')
 
 
 def build_config(model_args: ModelArguments, **fields):
@@ -231,26 +340,70 @@ def build_config(model_args: ModelArguments, **fields):
 def make_windows(source, tokenizer, model, data_args: DataArguments, args: CausalLMTrainingArguments):
     """The run's training windows, all of the validation split's, and what the reports say of the text."""
     from modeling_gptlite.training.data import EvaluationWindows, RandomWindows
+    from modeling_gptlite.training.examples import EvaluationExamples, ExampleSource, ShuffledExamples
 
-    longest = model.config.max_position_embeddings
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     context = data_args.context_length or longest
-    if not 1 <= context <= longest:
+    if context is None:
+        raise UserError(f"a {type(model).__name__} states no context; give --context_length")
+    if context < 1 or (longest and context > longest):
         raise UserError(f"--context_length must lie between 1 and the model's context of {longest}, got {context}")
     if args.short_context and context % args.short_context:
         raise UserError(f"--short_context must divide the context of {context}, got {args.short_context}")
-    train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
-    data |= {"context_length": context, **publication(data_args)}
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    prompt = "\n"
+    if isinstance(source, ExampleSource):
+        if args.short_context:
+            raise UserError("--short_context cuts windows of text; examples stay whole")
+        train, validation, data = encode_rows(source, tokenizer, context, data_args.validation_fraction)
+        samples_per_epoch, prompt = len(train), tokenizer.decode(validation.prompt(0))
+    else:
+        train, validation, data = encode(source, tokenizer, data_args.validation_fraction)
+        samples_per_epoch = len(train) / context
     if args.max_steps <= 0:
-        args.max_steps = max(1, round(args.num_train_epochs * len(train_ids) / (batch * context)))
-    train_windows = RandomWindows(train_ids, context, args.max_steps * batch, args.seed)
-    return train_windows, EvaluationWindows(validation_ids, context), data
+        args.max_steps = max(1, round(args.num_train_epochs * samples_per_epoch / batch))
+    if data_args.sample_prompt is None:
+        data_args.sample_prompt = prompt
+    data |= {"context_length": context, **publication(data_args)}
+    if isinstance(source, ExampleSource):
+        return ShuffledExamples(train, args.max_steps * batch, args.seed), EvaluationExamples(validation), data
+    return (
+        RandomWindows(train, context, args.max_steps * batch, args.seed),
+        EvaluationWindows(validation, context),
+        data,
+    )
+
+
+def encode_rows(source, tokenizer, context: int, validation_fraction: float):
+    """The examples of the two splits, and what the reports say of them."""
+    from modeling_gptlite.training.examples import encode_examples
+
+    train, validation, sha256 = encode_examples(source, tokenizer, context, validation_fraction)
+    say_unknown(source.pieces(), tokenizer, len(train.ids) + len(validation.ids))
+    if truncated := train.truncated + validation.truncated:
+        print(
+            f"{truncated:,} examples are longer than the context of {context}: their beginning is cut off", flush=True
+        )
+    if skipped := train.skipped + validation.skipped:
+        print(f"{skipped:,} examples are left out: their completion alone fills the context of {context}", flush=True)
+    data = {
+        "name": source.name,
+        "sha256": sha256,
+        "examples": "conversations" if source.conversations else "prompts and completions",
+        "train_examples": len(train),
+        "validation_examples": len(validation),
+        "train_tokens": len(train.ids),
+        "validation_tokens": len(validation.ids),
+        "validation_targets": validation.targets,
+        "validation_characters": validation.characters,
+    }
+    return train, validation, data
 
 
 def encode(source, tokenizer, validation_fraction: float):
     """The two splits as packed ids, and what the reports say of them."""
     from modeling_gptlite.training.data import cache_dir, split_source
-    from tokenization import describe_characters, encode_corpus, unknown_characters
+    from tokenization import encode_corpus
 
     splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
     try:
@@ -258,9 +411,7 @@ def encode(source, tokenizer, validation_fraction: float):
     except ValueError as error:  # a character without an id, and no unknown token to stand for it
         raise UserError(error) from error
     if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
-        unknown = unknown_characters(splits[0], tokenizer) + unknown_characters(splits[1], tokenizer)
-        share = sum(unknown.values()) / (len(train_ids) + len(validation_ids))
-        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
+        say_unknown(source.pieces(), tokenizer, len(train_ids) + len(validation_ids))
     data = {
         "name": source.name,
         "sha256": splits[0].sha256,
@@ -268,8 +419,17 @@ def encode(source, tokenizer, validation_fraction: float):
         "validation_characters": len(splits[1]),
         "train_tokens": len(train_ids),
         "validation_tokens": len(validation_ids),
+        "validation_targets": len(validation_ids) - 1,
     }
     return train_ids, validation_ids, data
+
+
+def say_unknown(texts, tokenizer, tokens: int) -> None:
+    from tokenization import describe_characters, unknown_characters
+
+    if unknown := unknown_characters(texts, tokenizer):
+        share = sum(unknown.values()) / tokens
+        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
 
 
 def publication(data_args: DataArguments) -> dict[str, str | None]:
@@ -317,11 +477,12 @@ def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> Non
     output_dir = Path(args.output_dir)
 
     loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
-    model.generation_config = sampling_defaults(tokenizer)
+    model.generation_config = sampling_defaults(tokenizer, stops="examples" in facts["data"])
     sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
     step = trainer.state.best_global_step or trainer.state.global_step
     record = make_record(trainer, facts, step, loss, tokens_per_step, result.metrics["train_runtime"], sample)
     model.save_pretrained(output_dir)
+    model.generation_config.save_pretrained(output_dir)  # which an adapter does not save
     tokenizer.save_pretrained(output_dir)
     plots.plot_losses(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png")
     card = report.render_card(CARD_TEMPLATE, record, output_dir.name)
@@ -345,7 +506,7 @@ def make_record(
         "loss": loss,
         "perplexity": metrics.perplexity(loss),
         "bits_per_character": metrics.bits_per_character(
-            loss, data["validation_tokens"] - 1, data["validation_characters"]
+            loss, data["validation_targets"], data["validation_characters"]
         ),
         "best_step": step,
         "steps": state.global_step,
@@ -378,8 +539,8 @@ def publish(trainer) -> None:
     print(f"pushed to {commit.repo_url}")
 
 
-def sampling_defaults(tokenizer):
-    """Sampling that suits a small model. No stop token: one that was never trained would end texts at random."""
+def sampling_defaults(tokenizer, stops: bool = False):
+    """Sampling that suits a small model, and a stop token where one was learnt: another would end texts at random."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -387,6 +548,7 @@ def sampling_defaults(tokenizer):
         temperature=0.8,
         top_k=0,
         bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id if stops else None,
         pad_token_id=tokenizer.pad_token_id,
     )
 
@@ -398,7 +560,11 @@ def write_sample(model, tokenizer, prompt: str, length: int, seed: int) -> str:
         return ""
     transformers.set_seed(seed)
     inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
-    output = model.eval().generate(inputs["input_ids"].to(model.device), max_new_tokens=length)
+    ids = inputs["input_ids"].to(model.device)
+    if context := longest_text(model):
+        ids = ids[:, 1 - context :]
+        length = min(length, context - ids.shape[1])
+    output = model.eval().generate(ids, max_new_tokens=length)
     return tokenizer.decode(output[0])
 
 

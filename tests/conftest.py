@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one place for caches, the architectures of the presets at a toy size."""
 
+import json
 import os
 import subprocess
 import sys
@@ -94,6 +95,18 @@ def trained(tmp_path_factory, text_file) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "bottles"
     train_tiny(text_file, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory, trained) -> Path:
+    """The toy model, fine-tuned to answer whatever is green with "bottles!"."""
+    folder = tmp_path_factory.mktemp("talking")
+    talks = [
+        [{"role": "user", "content": f"{n} green"}, {"role": "assistant", "content": "bottles!"}] for n in range(99)
+    ]
+    (folder / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+    train_tiny(folder / "talks.jsonl", folder / "run", f"--model_name_or_path={trained}", "--max_steps=100")
+    return folder / "run"
 
 
 def train_tiny(text_file: Path, folder: Path, *flags: str) -> None:

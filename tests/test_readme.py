@@ -1,6 +1,7 @@
 """The README and the pages under docs/: every command and block in them runs, and their numbers are the code's."""
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -12,12 +13,14 @@ from conftest import ROOT, TEXT
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 from modeling_gptlite.configuration_gptlite import PRESETS
+from scripts import train
 
 
 hub = hub_server.hub
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+REVIEWS = {"green bottles": "good", "should fall": "bad"}
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
 
 
@@ -38,10 +41,18 @@ def lines(start):
 
 
 @pytest.fixture
-def place(tmp_path, trained, monkeypatch):
+def place(tmp_path, trained, talking, monkeypatch):
     """A folder in which the README's names exist."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, tmp_path / "out" / "quickstart")
+    for name in ("quickstart", "finetune_text", "finetune_instructions"):
+        shutil.copytree(trained, tmp_path / "out" / name)
+    shutil.copytree(talking, tmp_path / "out" / "talking")
+    reviews = [{"text": f"{n} {word}", "label": label} for n in range(40) for word, label in REVIEWS.items()]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, reviews)))
+    answers = [{"prompt": f"{n} ->", "completion": f" {n + 1}"} for n in range(40)]
+    (tmp_path / "instructions.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr("modeling_gptlite.training.data.load_source", lambda *_, **__: book(tmp_path))
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "my_book.txt").write_text(TEXT)
     monkeypatch.setenv("GPTLITE_DATA", str(tmp_path))  # no tiny Shakespeare there: read the book instead
@@ -51,12 +62,15 @@ def place(tmp_path, trained, monkeypatch):
 @pytest.mark.parametrize("line", lines("python -m"))
 def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada"}.items():
+    for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": ""}.items():
         line = line.replace(name, value)
     _, _, module, *argv = shlex.split(line)
+    if "finetune_lora" in line:
+        pytest.importorskip("peft")
+        if module != "scripts.train":
+            train.main(["--config=recipes/finetune_lora.yaml", *QUICK])
     main = importlib.import_module(module).main
     if module == "scripts.train" and "--help" not in argv:
-        monkeypatch.setattr("modeling_gptlite.training.data.load_source", lambda *_, **__: book(place))
         argv += [*QUICK, f"--output_dir={place / 'result'}"]
     if "--help" in argv:
         with pytest.raises(SystemExit, match="0"):
@@ -79,7 +93,11 @@ def test_a_make_target_of_the_pages_exists(line):
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_a_block_of_the_pages_runs(block, place, capsys):
-    exec(block.replace("ROMEO", "12"), {})
+    for package in {"optuna", "peft", "torchao", "trl"} & set(re.findall(r"^(?:from|import) (\w+)", block, re.M)):
+        pytest.importorskip(package)
+    if "finetune_lora" in block:
+        train.main(["--config=recipes/finetune_lora.yaml", *QUICK])
+    exec(block.replace("ROMEO", "12").replace("max_steps=50", "max_steps=2"), {})
 
 
 def test_the_commands_and_their_output_come_first():

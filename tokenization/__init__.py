@@ -1,10 +1,11 @@
 """Tokenizers for GPTLite: characters, byte-level BPE or words, and text to packed ids."""
 
-from .builders import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .builders import add_characters, build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .corpus import describe_characters, encode_corpus, unknown_characters
 
 
 __all__ = [
+    "add_characters",
     "build_bpe_tokenizer",
     "build_char_tokenizer",
     "build_word_tokenizer",

@@ -6,11 +6,14 @@ All three end their vocabulary with `<|endoftext|>` (bos and eos), `<|pad|>` and
 continues at the right end) and add nothing to a text of their own accord.
 """
 
+import json
 from collections.abc import Iterable
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from .corpus import is_character_tokenizer, unknown_characters
 
 
 END_OF_TEXT, PAD, UNKNOWN = SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|unk|>")
@@ -46,6 +49,22 @@ def build_char_tokenizer(
     else:
         tokenizer.decoder = decoders.Fuse()
     return _wrap(tokenizer, special_tokens)
+
+
+def add_characters(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str]) -> list[str]:
+    """Give a character tokenizer the characters of `texts` that it lacks, after all its tokens, whose ids stay.
+
+    Returns:
+        The new characters in code-point order; none where the tokenizer knows all, or is of another kind.
+    """
+    if not is_character_tokenizer(tokenizer):
+        return []
+    new = sorted(unknown_characters(texts, tokenizer))
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    first = max(tokenizer.get_vocab().values()) + 1
+    vocabulary = model["vocab"] | {character: first + index for index, character in enumerate(new)}
+    tokenizer.backend_tokenizer.model = models.BPE(vocabulary, merges=[], unk_token=model["unk_token"])
+    return new
 
 
 def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:

@@ -72,6 +72,12 @@ def unknown_characters(texts: str | Iterable[str], tokenizer: PreTrainedTokenize
     return unknown
 
 
+def is_character_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is one token per character, and has nothing to spell an unknown one with."""
+    table = _CharacterTable.of(tokenizer)
+    return table is not None and not table.byte_fallback
+
+
 def describe_characters(characters: Iterable[str], most: int = 8) -> str:
     """Characters as a person can read them: `'é' (U+00E9), '\\u200b' (U+200B)`."""
     characters = list(characters)

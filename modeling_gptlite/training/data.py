@@ -142,28 +142,54 @@ def load_files(paths: Iterable[str | os.PathLike]) -> TextSource:
     return TextSource(" ".join(path.name for path in files), lambda: map(read_text, files))
 
 
-def load_dataset_source(name: str, config: str | None, text_column: str, streaming: bool) -> TextSource:
-    """The train split of a data set from the Hub or a local folder, each row one document.
+def load_rows(name: str, config: str | None, streaming: bool):
+    """The train split of a data set from the Hub or a local folder.
 
     Raises:
-        DataError: the data set cannot be had (no network, no such name), or has no such column.
+        DataError: it cannot be had (no network, no such name).
     """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(name, config, split="train", streaming=streaming)
+        return datasets.load_dataset(name, config, split="train", streaming=streaming)
     except Exception as error:  # the library raises a dozen kinds, most of them about the network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load the data set {name!r}: {reason}") from error
-    columns = rows.column_names or list(next(iter(rows)))
+
+
+def load_dataset_source(name: str, config: str | None, text_column: str, streaming: bool) -> TextSource:
+    """The train split of a data set from the Hub or a local folder, each row one document.
+
+    Raises:
+        DataError: the data set cannot be had, or has no such column.
+    """
+    rows = load_rows(name, config, streaming)
+    return text_source(name, column_names(rows), rows.select_columns, text_column)
+
+
+def column_names(rows) -> list[str]:
+    return rows.column_names or list(next(iter(rows)))  # a streamed data set may not know before it is read
+
+
+def text_source(
+    name: str, columns: list[str], select: Callable[[list[str]], Iterable[dict]], text_column: str
+) -> TextSource:
+    """Rows of which one column is text, each one document.
+
+    Args:
+        select: Starts a new reading of the rows, of these columns alone.
+
+    Raises:
+        DataError: there is no such column; and while it is read, where a row holds no text.
+    """
     if text_column not in columns:
         raise DataError(f"the data set {name!r} has no column {text_column!r}; its columns: {', '.join(columns)}")
 
     def documents() -> Iterator[list[str]]:
-        for row in rows.select_columns([text_column]):
-            text = row[text_column]
+        for row in select([text_column]):
+            text = row.get(text_column)
             if not isinstance(text, str):
                 raise DataError(f"the column {text_column!r} of {name!r} holds {text!r}, which is not text")
             yield [text]
@@ -257,16 +283,17 @@ class RandomWindows(Dataset):
                 f"the training text has {len(ids):,} tokens; one window of the model's context takes {context + 1:,}"
             )
         self.ids, self.context, self.samples, self.seed = ids, context, samples, seed
+        self.tokens_per_sample = context
         self._span = np.arange(context + 1)
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return _single(self, index)
+        return single(self, index)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        starts = _hash(self.seed, np.asarray(indices)) % np.uint64(len(self.ids) - self.context)
+        starts = random_numbers(self.seed, np.asarray(indices)) % np.uint64(len(self.ids) - self.context)
         return _batch(self.ids[starts.astype(np.int64)[:, None] + self._span].astype(np.int64))
 
 
@@ -286,7 +313,7 @@ class EvaluationWindows(Dataset):
         return -(-(len(self.ids) - 1) // self.context)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return _single(self, index)
+        return single(self, index)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         windows = np.full((len(indices), self.context + 1), IGNORED, dtype=np.int64)
@@ -296,7 +323,7 @@ class EvaluationWindows(Dataset):
         return _batch(windows)
 
 
-def _single(windows: Dataset, index: int) -> dict[str, torch.Tensor]:
+def single(windows: Dataset, index: int) -> dict[str, torch.Tensor]:
     if not 0 <= index < len(windows):
         raise IndexError(index)  # ends a `for` over the windows
     return {name: tensor[0] for name, tensor in windows.__getitems__([index]).items()}
@@ -314,7 +341,7 @@ def _batch(windows: np.ndarray) -> dict[str, torch.Tensor]:
     return {"input_ids": windows[:, :-1].clamp(min=0), "labels": targets, "shift_labels": targets}
 
 
-def _hash(seed: int, indices: np.ndarray) -> np.ndarray:
+def random_numbers(seed: int, indices: np.ndarray) -> np.ndarray:
     """SplitMix64 (Steele et al., 2014) of the sample's number: random access to a random sequence."""
     with np.errstate(over="ignore"):
         golden = np.uint64(0x9E3779B97F4A7C15)

@@ -4,6 +4,7 @@ push_folder(Path("out/quickstart"), "user/name", card=render_card(template, reco
 """
 
 import contextlib
+import json
 import os
 from pathlib import Path
 
@@ -24,11 +25,14 @@ from huggingface_hub.errors import (
 )
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 # Everything else stays at home: checkpoints, optimizer and scheduler state, pickles, logs.
 PUBLISHED = (
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    ADAPTER_CONFIG,
     "config.json",
     "configuration_*.py",
     "modeling_*.py",
@@ -53,8 +57,15 @@ def published_files(folder: Path) -> dict[str, Path]:
     """The files of `folder` that go to the Hub, by their name there.
 
     Raises:
-        HubError: there are no weights, or a text file names a folder of this machine.
+        HubError: there are no weights, a text file names a folder of this machine, or an adapter's model lies in one.
     """
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if os.path.isabs(base) or os.path.isdir(base):
+            raise HubError(
+                f"{folder.name} is an adapter of a model that lies in a folder of this machine; publish that model and "
+                "train on its Hub name, or merge the adapter into it and publish the whole"
+            )
     files = {path.name: path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))}
     if not any(name.endswith(".safetensors") for name in files):
         raise HubError(f"{folder} holds no model.safetensors: nothing to publish")

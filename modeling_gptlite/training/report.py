@@ -52,7 +52,7 @@ def render_card(template: Path, record: dict[str, Any], repo_id: str, native: bo
     data = ModelCardData(
         language=record["data"]["language"],
         license=record["data"]["license"],
-        library_name="transformers",
+        library_name="peft" if record.get("lora_rank") else "transformers",
         pipeline_tag="text-generation",
         tags=["gptlite"] if native else ["gptlite", "custom_code"],
         datasets=record["data"]["hub_dataset"] and [record["data"]["hub_dataset"]],

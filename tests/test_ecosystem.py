@@ -1,0 +1,162 @@
+"""Tools around transformers that take the model as they take any other: evaluation, quantisation, servers, search."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+from conftest import TEXT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+from modeling_gptlite.conversion import to_native
+
+
+QUESTIONS = [
+    {"question": f"{n} green", "choices": [" bottles", " zebras"], "answer": 0, "words": " bottles standing"}
+    for n in range(20, 28)
+]
+
+
+# ---- Evaluation ----------------------------------------------------------------------------------------------------
+
+
+def test_lm_evaluation_harness_scores_the_model(trained, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
+    common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "questions.jsonl")}}}
+    for name, kind, target in (("bottles", "multiple_choice", "answer"), ("wall", "loglikelihood_rolling", "words")):
+        task = {"task": name, "output_type": kind, "test_split": "test", "doc_to_target": target, **common}
+        if kind == "multiple_choice":
+            task |= {"doc_to_text": "question", "doc_to_choice": "choices", "target_delimiter": ""}
+            task["metric_list"] = [{"metric": "acc"}]
+        else:
+            task |= {"doc_to_text": "", "metric_list": [{"metric": "bits_per_byte"}]}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(task))  # JSON is YAML, too
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(trained), "device": "cpu", "dtype": "float32"},
+        tasks=["bottles", "wall"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        batch_size=4,
+        bootstrap_iters=0,
+    )["results"]
+    assert results["bottles"]["acc,none"] == 1.0
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(QUESTIONS[0]["words"]).input_ids]])
+    with torch.no_grad():
+        log_p = model(ids).logits[0, :-1].log_softmax(-1)
+    bits = -log_p.gather(-1, ids[0, 1:, None]).sum().item() / len(QUESTIONS[0]["words"]) / 0.6931471805599453
+    assert results["wall"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
+
+
+# ---- Quantisation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_torchao_quantises_on_loading_and_the_text_goes_past_the_context(config, trained):
+    quantization = pytest.importorskip("torchao.quantization")
+    from transformers import TorchAoConfig
+
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    settings = TorchAoConfig(getattr(quantization, config)())
+    model = AutoModelForCausalLM.from_pretrained(trained, quantization_config=settings)
+    linears = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in name]
+    assert all(type(linear.weight) is not torch.nn.Parameter for linear in linears)
+    inputs = tokenizer(TEXT[:30], return_tensors="pt")
+    with torch.no_grad():
+        difference = model(**inputs).logits.softmax(-1) - plain(**inputs).logits.softmax(-1)
+    assert 0 < difference.abs().max() < 0.1
+    assert model.generate(**inputs, max_new_tokens=50, do_sample=False).shape[1] == 80
+
+
+# ---- Assisted decoding ---------------------------------------------------------------------------------------------
+
+
+def test_a_small_model_drafts_for_a_larger_one():
+    draft, model = (
+        GPTLiteForCausalLM(GPTLiteConfig.from_preset(name, vocab_size=68)).eval()
+        for name in ("modern-1m", "modern-10m")
+    )
+    ids = torch.arange(10)[None]
+    settings = {"max_new_tokens": 60, "do_sample": False}
+    assert torch.equal(model.generate(ids, assistant_model=draft, **settings), model.generate(ids, **settings))
+
+
+def test_a_good_draft_saves_forward_passes_of_the_large_model(trained):
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    passes, forward = [], model.model.forward
+    model.model.forward = lambda *args, **kwargs: passes.append(1) or forward(*args, **kwargs)
+    draft = AutoModelForCausalLM.from_pretrained(trained)  # as good as can be
+    ids = AutoTokenizer.from_pretrained(trained)("12 green", return_tensors="pt").input_ids
+    model.generate(ids, assistant_model=draft, max_new_tokens=20, do_sample=False)
+    assert len(passes) < 15
+
+
+# ---- Servers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(talking, tmp_path_factory):
+    """`transformers serve`, which takes transformers' own classes only, in a process of its own: address and model."""
+    for name in ("openai", "uvicorn", "fastapi"):
+        pytest.importorskip(name)
+    place = tmp_path_factory.mktemp("server")
+    to_native(AutoModelForCausalLM.from_pretrained(talking)).save_pretrained(place / "native")
+    AutoTokenizer.from_pretrained(talking).save_pretrained(place / "native")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", str(place / "native")]
+    command += ["--device=cpu", "--host=127.0.0.1", f"--port={port}"]
+    with open(place / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, env=os.environ | {"HF_HOME": str(place)})
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).read()
+                break
+            except OSError:
+                assert process.poll() is None, (place / "log").read_text()
+                time.sleep(0.2)
+        yield address, str(place / "native")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_transformers_serve_answers_as_openai_does(server):
+    import openai
+
+    address, model = server
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+    messages = [{"role": "user", "content": "31 green"}]
+    answer = client.chat.completions.create(model=model, messages=messages, max_tokens=30, temperature=0)
+    assert answer.choices[0].message.content.strip() == "bottles!"
+    assert answer.choices[0].finish_reason == "stop"
+    stream = client.chat.completions.create(model=model, messages=messages, max_tokens=30, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def test_transformers_chat_talks_to_it(server, tmp_path):
+    address, model = server
+    command = os.path.join(os.path.dirname(sys.executable), "transformers")
+    result = subprocess.run(
+        [command, "chat", model, address, "max_new_tokens=30", "do_sample=False"],
+        input="31 green\n!exit\n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "0"},  # its client refuses even this machine's address
+        timeout=120,
+    )
+    assert "bottles!" in result.stdout, result.stderr

@@ -1,0 +1,243 @@
+"""Prompts with completions, and conversations: `training/examples.py`, and the runs of `scripts.train` on them."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_commands import refused
+from tokenizers.processors import TemplateProcessing
+from torch.utils.data import DataLoader
+
+from modeling_gptlite.training.data import DataError, TextSource, whole_batch
+from modeling_gptlite.training.examples import (
+    CHAT_TEMPLATE,
+    EvaluationExamples,
+    ExampleSource,
+    ShuffledExamples,
+    encode_examples,
+    load_example_dataset,
+    load_example_files,
+)
+from modeling_gptlite.training.metrics import evaluate_loss
+from scripts import train
+from tokenization import build_bpe_tokenizer, build_char_tokenizer
+
+
+PAIRS = [{"prompt": f"{n} and {n + 1}?", "completion": f" {n + n + 1}!"} for n in range(30)]
+TALK = [
+    {"role": "system", "content": "Add."},
+    {"role": "user", "content": "1 and 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "and 1?"},
+    {"role": "assistant", "content": "3"},
+]
+TALK_TEXT = "system: Add.\nuser: 1 and 1?\nassistant: 2<|endoftext|>\nuser: and 1?\nassistant: 3<|endoftext|>"
+ALPHABET = "".join(map(chr, range(32, 127))) + "\n"
+TOKENIZERS = {"char": build_char_tokenizer(ALPHABET), "bpe": build_bpe_tokenizer(TALK_TEXT * 9, vocab_size=290)}
+every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+
+
+def source_of(rows, **settings):
+    return ExampleSource("test", lambda: rows, conversations="messages" in rows[0], **settings)
+
+
+def encode(rows, tokenizer=TOKENIZERS["char"], context=200, validation_fraction=0.1):
+    return encode_examples(source_of(rows), tokenizer, context, validation_fraction)[:2]
+
+
+def write(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return path
+
+
+# ---- Ids and targets -----------------------------------------------------------------------------------------------
+
+
+@every_tokenizer
+def test_only_the_completion_and_its_end_are_targets(tokenizer):
+    examples, _ = encode([PAIRS[7]] * 10, tokenizer)
+    batch = EvaluationExamples(examples)[0]
+    prompt, completion = (tokenizer(PAIRS[7][name]).input_ids for name in ("prompt", "completion"))
+    ids = [*prompt, *completion, tokenizer.eos_token_id]
+    assert batch["input_ids"].tolist() == ids[:-1]
+    assert batch["labels"].tolist() == [-100] * (len(prompt) - 1) + ids[len(prompt) :]
+    assert torch.equal(batch["labels"], batch["shift_labels"])
+    assert (examples.prompt(0), examples.completion(0)) == (prompt, ids[len(prompt) :])
+    assert examples.targets == 9 * len(examples.completion(0))
+    assert examples.characters == 9 * len(PAIRS[7]["completion"])
+
+
+@every_tokenizer
+def test_a_conversation_teaches_every_reply_and_nothing_else(tokenizer):
+    examples, _ = encode([{"messages": TALK}] * 2, tokenizer, validation_fraction=0.5)
+    assert tokenizer.decode(examples.ids) == TALK_TEXT
+    assert tokenizer.decode(examples.completion(0)) == " 2<|endoftext|> 3<|endoftext|>"
+    assert tokenizer.decode(examples.prompt(0)) == "system: Add.\nuser: 1 and 1?\nassistant:"
+
+
+def test_the_default_template_marks_what_the_assistant_says_for_other_trainers():
+    tokenizer = build_char_tokenizer(ALPHABET)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    encoded = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+    replies = [i for i, own in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if own]
+    assert tokenizer.decode(replies) == " 2<|endoftext|> 3<|endoftext|>"
+
+
+def test_a_template_of_the_tokenizers_own_is_used_and_one_is_given_to_a_tokenizer_without():
+    own, bare = build_char_tokenizer(ALPHABET), build_char_tokenizer(ALPHABET)
+    own.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + (
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    for tokenizer, text in ((own, "<user>1 and 1?<assistant>2<|endoftext|>"), (bare, TALK_TEXT[13:53])):
+        source = source_of([{"messages": TALK[1:3]}] * 2)
+        source.share_template(tokenizer)
+        train_examples, *_ = encode_examples(source, tokenizer, 200, 0.5)
+        assert tokenizer.decode(train_examples.ids) == text
+        assert tokenizer.apply_chat_template(TALK[1:3], tokenize=False) in (text, text.removesuffix("<|endoftext|>"))
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_and_says_what_to_do():
+    source = source_of([{"messages": TALK}], chat_template="{{ messages | length }}{{ messages[-1]['content'] }}")
+    with pytest.raises(DataError, match=r"row 1.*each reply a row of its own"):
+        list(source.pieces())
+
+
+def test_what_a_tokenizer_has_to_know_holds_the_templates_characters_and_no_special_token():
+    assert "".join(source_of([{"messages": TALK}]).pieces()) == TALK_TEXT.replace("<|endoftext|>", "")
+    assert "".join(source_of(PAIRS[:2]).pieces()) == "0 and 1? 1!1 and 2? 3!"
+
+
+@every_tokenizer
+def test_too_long_examples_lose_their_beginning_or_are_left_out(tokenizer):
+    long_prompt = {"prompt": "x" * 500 + " why?", "completion": " no"}
+    long_completion = {"prompt": "why?", "completion": "x y" * 500}
+    examples, validation = encode([long_prompt, long_completion, PAIRS[0], PAIRS[1]], tokenizer, 12, 0.25)
+    assert (len(examples), examples.truncated, examples.skipped, len(validation)) == (2, 1, 1, 1)
+    whole = [*tokenizer(long_prompt["prompt"]).input_ids, *tokenizer(" no").input_ids, tokenizer.eos_token_id]
+    assert examples.ids[:13] == whole[-13:]
+    assert tokenizer.decode(examples.completion(0)) == " no<|endoftext|>"
+
+
+def test_a_completion_that_just_fits_is_kept_whole():
+    for length, kept in ((7, 2), (8, 1)):  # and the end of text, and one token to predict them from
+        rows = [{"prompt": "abc", "completion": "x" * length}, PAIRS[0], {"prompt": "?", "completion": "!"}]
+        examples, _ = encode(rows, context=8, validation_fraction=0.3)
+        assert len(examples) == kept
+    assert examples.skipped == 1
+
+
+def test_an_empty_prompt_begins_with_the_beginning_of_text():
+    tokenizer = TOKENIZERS["char"]
+    examples, _ = encode([{"prompt": "", "completion": "yes"}] * 2, validation_fraction=0.5)
+    assert tokenizer.decode(examples.ids) == "<|endoftext|>yes<|endoftext|>"
+    assert tokenizer.decode(examples.completion(0)) == "yes<|endoftext|>"
+
+
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end():
+    tokenizer = build_char_tokenizer(ALPHABET)
+    end = [("<|endoftext|>", tokenizer.eos_token_id)]
+    template = TemplateProcessing(single="<|endoftext|> $A <|endoftext|>", special_tokens=end)
+    tokenizer.backend_tokenizer.post_processor = template
+    examples, _ = encode([{"prompt": "why?", "completion": " no"}] * 2, tokenizer, validation_fraction=0.5)
+    assert tokenizer.decode(examples.ids) == "<|endoftext|>why? no<|endoftext|>"
+
+
+def test_the_split_is_by_rows():
+    tokenizer = TOKENIZERS["char"]
+    examples, validation = encode(PAIRS)
+    assert (len(examples), len(validation)) == (27, 3)
+    prompts = [tokenizer.decode(split.prompt(0)) for split in (examples, validation)]
+    assert prompts == [PAIRS[0]["prompt"], PAIRS[27]["prompt"]]
+
+
+# ---- Batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_validation_loss_is_that_of_each_example_alone(batch_size):
+    examples, _ = encode([*PAIRS[:9], *PAIRS[20:]], context=30)
+    model = tiny_model("modern-1m", vocab_size=len(TOKENIZERS["char"]))
+    losses = []
+    for index in range(len(examples)):
+        prompt, completion = examples.prompt(index), examples.completion(index)
+        with torch.no_grad():
+            log_p = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        losses += [-log_p[len(prompt) - 1 + i, token].item() for i, token in enumerate(completion)]
+    assert len(losses) == examples.targets
+    expected = sum(losses) / len(losses)
+    assert evaluate_loss(model, EvaluationExamples(examples), batch_size) == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_epoch_has_every_example_once_in_an_order_of_its_own():
+    examples, _ = encode(PAIRS)
+    shuffled = ShuffledExamples(examples, samples=3 * 27, seed=1)
+    every = [tuple(e["labels"].tolist()) for e in EvaluationExamples(examples)]
+    epochs = [[tuple(shuffled[i]["labels"].tolist()) for i in range(e * 27, e * 27 + 27)] for e in range(3)]
+    assert all(sorted(epoch) == sorted(every) for epoch in epochs)
+    assert len({tuple(order) for order in [every, *epochs]}) == 4
+
+
+def test_a_training_example_depends_on_seed_and_index_alone():
+    examples, _ = encode(PAIRS)
+
+    def drawn(samples, seed, batch_size):
+        loader = DataLoader(ShuffledExamples(examples, samples, seed), batch_size, collate_fn=whole_batch)
+        return [row[row >= 0].tolist() for batch in loader for row in batch["labels"]]
+
+    assert drawn(60, 7, 1) == drawn(60, 7, 13) == drawn(200, 7, 64)[:60]
+    assert drawn(60, 7, 1) != drawn(60, 8, 1)
+    later = ShuffledExamples(examples, 60, 7)
+    assert later[58]["labels"][later[58]["labels"] >= 0].tolist() == drawn(60, 7, 1)[58]
+
+
+# ---- Rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"messages": TALK, "text": "x"}, "conversations"),
+        ({"prompt": "a", "completion": "b", "id": 3}, "pairs"),
+        ({"text": "a", "prompt": "b"}, "text"),
+    ],
+)
+def test_the_columns_tell_what_the_rows_are(row, kind, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows").mkdir()
+    path = write(tmp_path / "rows" / "train.jsonl", [row] * 3)
+    for source in (load_example_files([path]), load_example_dataset(str(tmp_path / "rows"), None, None, False)):
+        found = "text" if isinstance(source, TextSource) else "conversations" if source.conversations else "pairs"
+        assert found == kind
+        assert len(list(source.pieces())) == 3 * {"text": 1, "pairs": 2, "conversations": 4}[kind]
+    if kind == "pairs":
+        assert "".join(load_example_files([path], text_column="prompt").pieces()) == "aaa"
+
+
+BAD_ROWS = {
+    "not JSON": ('{"prompt": "a", "completion": "b"}\n{"prompt": ', ["line 2", "not JSON"]),
+    "not an object": ('{"prompt": "a", "completion": "b"}\n[1]', ["line 2", "no JSON object"]),
+    "no completion": ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', ["row 2", "completion"]),
+    "empty completion": ('{"prompt": "a", "completion": ""}', ["row 1", "empty"]),
+    "no text": ('{"prompt": "a", "completion": 3}', ["row 1", "must be text"]),
+    "no reply": ('{"messages": [{"role": "user", "content": "a"}]}', ["row 1", "assistant"]),
+    "no column": ('{"question": "a", "answer": "b"}', ["'text'", "question, answer"]),
+    "no row": ("\n", ["empty"]),
+    "one row": ('{"prompt": "a", "completion": "b"}', ["none is left to train"]),
+    "too long": (('{"prompt": "a", "completion": "' + "b" * 200 + '"}\n') * 9, ["none is left", "too long"]),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_rows_are_refused_in_one_line(text, told, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(text)
+    argv = [f"--train_file={tmp_path / 'rows.jsonl'}", f"--output_dir={tmp_path / 'out'}"]
+    refused(train.main, *argv, capsys=capsys, told=told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_and_texts_do_not_mix(text_file, tmp_path, capsys):
+    path = write(tmp_path / "rows.jsonl", PAIRS)
+    refused(train.main, "--train_file", path, text_file, capsys=capsys, told=[".jsonl", "not both"])
