@@ -1,6 +1,6 @@
 """Tokenizers for GPTLite: characters, byte-level BPE or words, and text to packed ids."""
 
-from .builders import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .builders import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, char_tokenizer
 from .corpus import describe_characters, encode_corpus, unknown_characters
 
 
@@ -8,6 +8,7 @@ __all__ = [
     "build_bpe_tokenizer",
     "build_char_tokenizer",
     "build_word_tokenizer",
+    "char_tokenizer",
     "describe_characters",
     "encode_corpus",
     "unknown_characters",
