@@ -241,6 +241,7 @@ def write_onnx(model: GPTLiteForCausalLM, folder: Path) -> None:
     with _from_extra("ONNX"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
+        from transformers.exporters.base import ExportedModel  # noqa: F401  which the exporter of 5.17 did not give
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     with contextlib.suppress(ConversionError):
@@ -326,7 +327,9 @@ def _from_extra(what: str):
     try:
         yield
     except ImportError as error:
-        raise ConversionError(f"{what} needs {error.name}: pip install --upgrade 'gptlite[export]'") from error
+        raise ConversionError(
+            f"{what} needs {error.name}: pip install --upgrade transformers 'gptlite[export]'"
+        ) from error
 
 
 @contextlib.contextmanager
