@@ -62,7 +62,7 @@ def read_nanogpt(path: Path) -> dict:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # what torch raises for a damaged file has no common type
         raise ConversionError(

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 
 # What transformers raises for values of a configuration that are wrong, and for a name or a file, too.
 CONFIGURATION_ERRORS = (ValueError, TypeError, StrictDataclassError)
-LOADING_ERRORS = (OSError, KeyError, *CONFIGURATION_ERRORS)
+LOADING_ERRORS = (OSError, KeyError, SafetensorError, *CONFIGURATION_ERRORS)
 
 
 class UserError(Exception):

@@ -114,8 +114,9 @@ def read(args: ConvertArguments, source: str):
             model = original if args.source_format == "gptlite" else from_native(original)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
-    except (ConversionError, *CONFIGURATION_ERRORS) as error:
-        raise UserError(f"cannot convert {source} from {args.source_format}: {reason(error)}") from error
+    except CONFIGURATION_ERRORS as error:
+        told = error if isinstance(error, ConversionError) else reason(error)
+        raise UserError(f"cannot convert {source} from {args.source_format}: {told}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}")
     return model, tokenizer, original
