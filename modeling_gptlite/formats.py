@@ -51,8 +51,6 @@ GGUF_FIELDS = {
 # The activations that llama.cpp computes there: GPT-2's GELU by tanh, and SiLU.
 GGUF_ACTIVATIONS = {"gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "qwen3": ("silu", "swish")}
 
-_GGUF_HALF = {torch.float16: "F16", torch.bfloat16: "BF16"}
-
 
 def read_nanogpt(path: Path) -> dict:
     """A nanoGPT checkpoint, without running any code in it.
@@ -156,24 +154,31 @@ def write_gguf(model: GPTLiteForCausalLM, tokenizer: PreTrainedTokenizerBase, fo
     for name in ("bos", "eos", "unk", "pad"):
         if (token_id := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(token_id)
-
-    full, half = gguf.GGMLQuantizationType.F32, _GGUF_HALF.get(native.dtype)
-    precision = gguf.GGMLQuantizationType[half] if half else full
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{half}" if half else "ALL_F32"])
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), model.config.num_hidden_layers)
-    linears = {f"{name}.weight" for name, module in native.named_modules() if isinstance(module, Conv1D)}
-    for name, tensor in native.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        array = (tensor.t() if name in linears else tensor).float().contiguous().numpy()
-        # As llama.cpp's own converter: vectors and positions stay in full precision.
-        kind = full if array.ndim == 1 or theirs == "position_embd.weight" else precision
-        writer.add_tensor(theirs, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    _add_tensors(writer, native)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tensors(writer, native: PreTrainedModel) -> None:
+    """The weights of a native model, under the names that the `gguf` package has for them."""
+    from gguf import MODEL_ARCH, GGMLQuantizationType, LlamaFileType, get_tensor_name_map, quants
+
+    config = native.config
+    half = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(native.dtype)
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{half}" if half else "ALL_F32"])
+    names = get_tensor_name_map(MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
+    transposed = {f"{name}.weight" for name, module in native.named_modules() if isinstance(module, Conv1D)}
+    for name, tensor in native.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        array = (tensor.t() if name in transposed else tensor).float().contiguous().numpy()
+        # As llama.cpp's own converter: vectors and positions stay in full precision.
+        is_full = half is None or array.ndim == 1 or theirs == "position_embd.weight"
+        kind = GGMLQuantizationType["F32" if is_full else half]
+        writer.add_tensor(theirs, quants.quantize(array, kind), raw_dtype=kind)
 
 
 def _gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[list[str], list[str], list[str]]:
@@ -247,14 +252,13 @@ def write_onnx(model: GPTLiteForCausalLM, folder: Path) -> None:
     with contextlib.suppress(ConversionError):
         model = to_native(model)  # a configuration that everybody knows
     model = copy.deepcopy(model).float()
-    # Sizes of 2 and more: the tracer takes 1 for a constant.
-    past, tokens = 2, 2
+    batch, past, tokens = 2, 3, 4  # the tracer takes 1 for a constant, and must not take one size for another
     with torch.no_grad():
-        cache = model(torch.zeros(2, past, dtype=torch.long), use_cache=True).past_key_values
+        cache = model(torch.zeros(batch, past, dtype=torch.long), use_cache=True).past_key_values
     inputs = {
-        "input_ids": torch.zeros(2, tokens, dtype=torch.long),
-        "attention_mask": torch.ones(2, past + tokens, dtype=torch.long),
-        "position_ids": torch.arange(past, past + tokens).repeat(2, 1),
+        "input_ids": torch.zeros(batch, tokens, dtype=torch.long),
+        "attention_mask": torch.ones(batch, past + tokens, dtype=torch.long),
+        "position_ids": torch.arange(past, past + tokens).repeat(batch, 1),
         "past_key_values": cache,
     }
     axis = torch.export.Dim.AUTO
