@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("output", metavar="OUT", help="The folder to make; it must not exist, or be empty.")
     args, paths = parser.parse(argv)
     output = Path(os.path.abspath(paths.output))
-    check(args, Path(paths.input), output)
+    check(args, Path(paths.input), Path(paths.output))
 
     import transformers
 
