@@ -291,8 +291,12 @@ def _final_norm_bias(model: GPTLiteForCausalLM) -> torch.Tensor:
             f"GPT-2's head has no bias, and this one's goes into the final norm only where the vocabulary "
             f"({weight.shape[0]}) is no larger than hidden_size ({weight.shape[1]})"
         )
-    solved = torch.linalg.lstsq(weight.double(), model.lm_head.bias.double().unsqueeze(1), driver="gelsd").solution
-    if not torch.allclose(weight.double() @ solved, model.lm_head.bias.double().unsqueeze(1), atol=1e-6):
-        raise ConversionError("GPT-2's head has no bias, and this one's does not fit into the final norm")
-    bias = _bias(model.model.norm)
-    return bias + solved.detach().squeeze(1).to(bias.dtype)
+    weight, target = weight.detach().double(), model.lm_head.bias.detach().double()
+    solved = torch.linalg.lstsq(weight, target.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+    own = _bias(model.model.norm)
+    bias = (own.double() + solved).to(own.dtype)
+    if not torch.allclose(weight @ (bias.double() - own.double()), target, atol=1e-5):
+        raise ConversionError(
+            f"GPT-2's head has no bias, and this one's does not fit into the final norm's in {own.dtype}"
+        )
+    return bias

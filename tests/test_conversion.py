@@ -253,6 +253,8 @@ def test_a_checkpoint_that_is_not_nanogpts_is_refused(checkpoint, told):
 def test_a_head_bias_that_does_not_fit_is_refused():
     with pytest.raises(ConversionError, match=r"vocabulary \(65\) is no larger than hidden_size \(32\)"):
         to_gpt2(shaken("classic-10m"))
+    with pytest.raises(ConversionError, match=r"does not fit into the final norm's in torch.bfloat16"):
+        to_gpt2(shaken("classic-10m", vocab_size=24).bfloat16())
 
 
 @pytest.mark.parametrize(
