@@ -201,7 +201,9 @@ def test_a_partly_biased_model_becomes_a_nanogpt_with_zeros():
 
 def test_a_head_bias_goes_into_nanogpts_final_norm():
     model = shaken("nanogpt-10m", lm_head_bias=True, vocab_size=24)
-    assert_close(nanogpt_logits(to_nanogpt(model), IDS), model(IDS).logits, atol=1e-4, rtol=1e-4)
+    checkpoint = to_nanogpt(model)
+    assert_close(nanogpt_logits(checkpoint, IDS), model(IDS).logits, atol=1e-4, rtol=1e-4)
+    assert_close(from_nanogpt(checkpoint)(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
 
 
 def without(checkpoint, part, name):
