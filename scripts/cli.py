@@ -11,11 +11,13 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 
-# What transformers raises for a name, a file or a value that is wrong.
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, StrictDataclassError)
+# What transformers raises for values of a configuration that are wrong, and for a name or a file, too.
+CONFIGURATION_ERRORS = (ValueError, TypeError, StrictDataclassError)
+LOADING_ERRORS = (OSError, KeyError, SafetensorError, *CONFIGURATION_ERRORS)
 
 
 class UserError(Exception):
@@ -88,7 +90,8 @@ class Parser(HfArgumentParser):
         return flags
 
     def _names(self) -> list[str]:
-        return [action.dest for action in self._actions if action.dest != "help"]
+        flags = [flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        return [flag for flag in flags if flag != "help"]
 
     def _reject(self, name: str, message: str):
         nearest = difflib.get_close_matches(name.replace("-", "_"), [*self._names(), "config"], n=1)
@@ -150,6 +153,16 @@ def longest_text(model) -> int | None:
     if isinstance(base, GPTLiteForCausalLM):
         return None
     return getattr(base.config.get_text_config(), "max_position_embeddings", None)
+
+
+def accept_older_transformers(folder: Path) -> None:
+    """transformers 5 writes a tokenizer class that 4 does not know; both know the one that is meant."""
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def reason(error: Exception) -> str:

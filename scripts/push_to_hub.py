@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.cli import Parser, UserError, load_pretrained, run
+from scripts.cli import Parser, UserError, accept_older_transformers, load_pretrained, run
 
 
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
@@ -87,7 +87,7 @@ def stage(args: PushArguments, folder: Path) -> None:
         belongs_to_gptlite = path.suffix in (".safetensors", ".py") or name.endswith(".index.json")
         if not native or not (belongs_to_gptlite or (folder / name).exists()):
             shutil.copyfile(path, folder / name)
-    accept_older_transformers(folder / "tokenizer_config.json")
+    accept_older_transformers(folder)
     if (source / RUN_FILE).exists():
         try:
             record = json.loads((source / RUN_FILE).read_text(encoding="utf-8"))
@@ -114,15 +114,6 @@ def save_native(source: Path, folder: Path) -> None:
     except ConversionError as error:
         raise UserError(f"cannot publish {source} as native: {error}") from error
     tokenizer.save_pretrained(folder)
-
-
-def accept_older_transformers(path: Path) -> None:
-    """transformers 5 writes a tokenizer class that 4 does not know; both know the one that is meant."""
-    if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config.get("tokenizer_class") == "TokenizersBackend":
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"
-            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def push(args: PushArguments, folder: Path) -> None:

@@ -15,6 +15,8 @@ ALLOWED = {
     "modeling_gptlite/__init__.py": {"transformers", ".configuration_gptlite", ".modeling_gptlite"},
     "modeling_gptlite/conversion.py": {"torch", "transformers", ".configuration_gptlite", ".modeling_gptlite"},
     "modeling_gptlite/decoding.py": {"torch", "transformers"},
+    "modeling_gptlite/formats.py": {"torch", "transformers", ".conversion", ".modeling_gptlite"}
+    | {"gguf", "llama_cpp", "onnx", "onnxruntime", "onnxscript"},
     "modeling_gptlite/training/*.py": TRAINING | {".attention", ".data", ".hub", ".metrics", ".optim", ".report"},
     "tokenization/*.py": {"tokenizers", "transformers", "numpy", ".builders", ".corpus"},
 }

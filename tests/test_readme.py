@@ -9,11 +9,14 @@ import shutil
 import hub_server
 import pytest
 import torch
-from conftest import ROOT, TEXT
+from conftest import ROOT, TEXT, tiny_model
+from test_convert import save_nanogpt
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 from modeling_gptlite.configuration_gptlite import PRESETS
+from modeling_gptlite.conversion import to_gpt2
 from scripts import train
+from tokenization import build_char_tokenizer
 
 
 hub = hub_server.hub
@@ -59,6 +62,18 @@ def place(tmp_path, trained, talking, monkeypatch):
     return tmp_path
 
 
+def make_models(place):
+    """Those that docs/export.md converts."""
+    tokenizer = build_char_tokenizer(TEXT, special_tokens=False)
+    save_nanogpt(place / "out-shakespeare-char", sorted(tokenizer.vocab))
+    (place / "data" / "shakespeare_char").mkdir(parents=True)
+    (place / "out-shakespeare-char" / "meta.pkl").rename(place / "data" / "shakespeare_char" / "meta.pkl")
+    model = tiny_model("nanogpt-10m", vocab_size=len(tokenizer))
+    for name, saved in {"out/nanogpt_cpu": model, "my-gpt2": to_gpt2(model)}.items():
+        saved.save_pretrained(place / name)
+        tokenizer.save_pretrained(place / name)
+
+
 @pytest.mark.parametrize("line", lines("python -m"))
 def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_ada")
@@ -70,6 +85,8 @@ def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
         if module != "scripts.train":
             train.main(["--config=recipes/finetune_lora.yaml", *QUICK])
     main = importlib.import_module(module).main
+    if module == "scripts.convert":
+        make_models(place)
     if module == "scripts.train" and "--help" not in argv:
         argv += [*QUICK, f"--output_dir={place / 'result'}"]
     if "--help" in argv:
@@ -93,6 +110,8 @@ def test_a_make_target_of_the_pages_exists(line):
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_a_block_of_the_pages_runs(block, place, capsys):
+    if "write_onnx" in block:
+        pytest.importorskip("transformers", minversion="5.23")
     for package in {"optuna", "peft", "torchao", "trl"} & set(re.findall(r"^(?:from|import) (\w+)", block, re.M)):
         pytest.importorskip(package)
     if "finetune_lora" in block:

@@ -1,6 +1,12 @@
 """Tokenizers for GPTLite: characters, byte-level BPE or words, and text to packed ids."""
 
-from .builders import add_characters, build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .builders import (
+    add_characters,
+    build_bpe_tokenizer,
+    build_char_tokenizer,
+    build_word_tokenizer,
+    char_tokenizer,
+)
 from .corpus import describe_characters, encode_corpus, unknown_characters
 
 
@@ -9,6 +15,7 @@ __all__ = [
     "build_bpe_tokenizer",
     "build_char_tokenizer",
     "build_word_tokenizer",
+    "char_tokenizer",
     "describe_characters",
     "encode_corpus",
     "unknown_characters",

@@ -33,7 +33,26 @@ def build_char_tokenizer(
     Raises:
         ValueError: there is not a single character.
     """
-    characters = _distinct_characters(texts)
+    return _char_tokenizer(_distinct_characters(texts), special_tokens, byte_fallback)
+
+
+def char_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
+    """The character tokenizer with these tokens as its ids 0, 1, 2, ...; the three special tokens may end them.
+
+    Raises:
+        ValueError: one of them is not a character, or comes twice.
+    """
+    special_tokens = tuple(tokens[-len(SPECIAL_TOKENS) :]) == SPECIAL_TOKENS
+    characters = tokens[: -len(SPECIAL_TOKENS)] if special_tokens else tokens
+    for token in characters:
+        if not isinstance(token, str) or len(token) != 1:
+            raise ValueError(f"a character tokenizer has single characters, not the token {token!r}")
+    if len(set(characters)) < len(characters):
+        raise ValueError("a character tokenizer has each character once")
+    return _char_tokenizer(characters, special_tokens)
+
+
+def _char_tokenizer(characters: list[str], special_tokens: bool, byte_fallback: bool = False):
     if not characters:
         raise ValueError("cannot build a character vocabulary from an empty text")
     tokens = characters + list(SPECIAL_TOKENS if special_tokens else ())
