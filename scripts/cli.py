@@ -1,4 +1,4 @@
-"""What the commands share: flags from dataclasses, recipes, and mistakes told in one line."""
+"""What the commands share: flags from dataclasses, recipes, the text, and mistakes told in one line."""
 
 import argparse
 import difflib
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,28 @@ LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, StrictDataclassError
 
 class UserError(Exception):
     """The user's mistake: what was wrong, what is allowed, what to do."""
+
+
+@dataclass
+class SourceArguments:
+    """The text: files, a data set, or a built-in source."""
+
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "UTF-8 text files, or folders of .txt files.", "nargs": "+"}
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Built in: auto, tinyshakespeare or python-docs; otherwise a data set's Hub name or local folder. "
+            "Default: auto, unless --train_file is given."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    text_column: str = field(default="text", metadata={"help": "The data set's column that holds the text."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "The last part of the text, as a fraction, that only validates."}
+    )
 
 
 class Parser(HfArgumentParser):
@@ -130,6 +153,52 @@ def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
         return AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs), loaded_tokenizer
     except LOADING_ERRORS as error:
         raise UserError(f"cannot load the model {name_or_path!r}: {reason(error)}") from error
+
+
+def load_source(args: SourceArguments):
+    """The text that the flags name.
+
+    Raises:
+        UserError: they name two texts.
+        DataError: it cannot be had.
+    """
+    from modeling_gptlite.training import data
+
+    if not 0 < args.validation_fraction < 1:
+        raise UserError(f"--validation_fraction must lie between 0 and 1, got {args.validation_fraction}")
+    if args.train_file:
+        if args.dataset:
+            raise UserError("give either --train_file or --dataset, not both")
+        return data.load_files(args.train_file)
+    name = args.dataset or "auto"
+    if name in data.BUILT_IN_SOURCES:
+        return data.load_source(name, on_fallback=lambda sentence: print(f"\n*** {sentence}\n", flush=True))
+    return data.load_dataset_source(name, args.dataset_config, args.text_column, args.streaming)
+
+
+def encode_splits(source, tokenizer, validation_fraction: float):
+    """The two splits as packed ids, and what the reports say of them."""
+    from modeling_gptlite.training.data import cache_dir, split_source
+    from tokenization import describe_characters, encode_corpus, unknown_characters
+
+    splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
+    try:
+        train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
+    except ValueError as error:  # a character without an id, and no unknown token to stand for it
+        raise UserError(error) from error
+    if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
+        unknown = unknown_characters(splits[0], tokenizer) + unknown_characters(splits[1], tokenizer)
+        share = sum(unknown.values()) / (len(train_ids) + len(validation_ids))
+        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
+    data = {
+        "name": source.name,
+        "sha256": splits[0].sha256,
+        "train_characters": len(splits[0]),
+        "validation_characters": len(splits[1]),
+        "train_tokens": len(train_ids),
+        "validation_tokens": len(validation_ids),
+    }
+    return train_ids, validation_ids, data
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gptlite.training.trainer import CausalLMTrainingArguments
-from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, reason, run
+from scripts.cli import (
+    LOADING_ERRORS,
+    Parser,
+    SourceArguments,
+    UserError,
+    encode_splits,
+    load_pretrained,
+    load_source,
+    load_tokenizer,
+    reason,
+    run,
+)
 
 
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
@@ -50,25 +61,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """The text: files, a data set, or a built-in source."""
+class DataArguments(SourceArguments):
+    """The text, and what is made of it."""
 
-    train_file: list[str] | None = field(
-        default=None, metadata={"help": "UTF-8 text files, or folders of .txt files.", "nargs": "+"}
-    )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Built in: auto, tinyshakespeare or python-docs; otherwise a data set's Hub name or local folder. "
-            "Default: auto, unless --train_file is given."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
-    text_column: str = field(default="text", metadata={"help": "The data set's column that holds the text."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "The last part of the text, as a fraction, that only validates."}
-    )
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens per window. Default: the model's context."}
     )
@@ -173,21 +168,6 @@ def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
         )
 
 
-def load_source(data_args: DataArguments):
-    from modeling_gptlite.training import data
-
-    if not 0 < data_args.validation_fraction < 1:
-        raise UserError(f"--validation_fraction must lie between 0 and 1, got {data_args.validation_fraction}")
-    if data_args.train_file:
-        if data_args.dataset:
-            raise UserError("give either --train_file or --dataset, not both")
-        return data.load_files(data_args.train_file)
-    name = data_args.dataset or "auto"
-    if name in data.BUILT_IN_SOURCES:
-        return data.load_source(name, on_fallback=lambda sentence: print(f"\n*** {sentence}\n", flush=True))
-    return data.load_dataset_source(name, data_args.dataset_config, data_args.text_column, data_args.streaming)
-
-
 def load_model_and_tokenizer(model_args: ModelArguments, source):
     """The saved model with its tokenizer, or a new one for a tokenizer made from the text."""
     import tokenization
@@ -238,38 +218,13 @@ def make_windows(source, tokenizer, model, data_args: DataArguments, args: Causa
         raise UserError(f"--context_length must lie between 1 and the model's context of {longest}, got {context}")
     if args.short_context and context % args.short_context:
         raise UserError(f"--short_context must divide the context of {context}, got {args.short_context}")
-    train_ids, validation_ids, data = encode(source, tokenizer, data_args.validation_fraction)
+    train_ids, validation_ids, data = encode_splits(source, tokenizer, data_args.validation_fraction)
     data |= {"context_length": context, **publication(data_args)}
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     if args.max_steps <= 0:
         args.max_steps = max(1, round(args.num_train_epochs * len(train_ids) / (batch * context)))
     train_windows = RandomWindows(train_ids, context, args.max_steps * batch, args.seed)
     return train_windows, EvaluationWindows(validation_ids, context), data
-
-
-def encode(source, tokenizer, validation_fraction: float):
-    """The two splits as packed ids, and what the reports say of them."""
-    from modeling_gptlite.training.data import cache_dir, split_source
-    from tokenization import describe_characters, encode_corpus, unknown_characters
-
-    splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
-    try:
-        train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
-    except ValueError as error:  # a character without an id, and no unknown token to stand for it
-        raise UserError(error) from error
-    if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
-        unknown = unknown_characters(splits[0], tokenizer) + unknown_characters(splits[1], tokenizer)
-        share = sum(unknown.values()) / (len(train_ids) + len(validation_ids))
-        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
-    data = {
-        "name": source.name,
-        "sha256": splits[0].sha256,
-        "train_characters": len(splits[0]),
-        "validation_characters": len(splits[1]),
-        "train_tokens": len(train_ids),
-        "validation_tokens": len(validation_ids),
-    }
-    return train_ids, validation_ids, data
 
 
 def publication(data_args: DataArguments) -> dict[str, str | None]:
