@@ -73,8 +73,16 @@ class DataArguments(SourceArguments):
     license: str | None = field(
         default=None, metadata={"help": "The model's licence for the card. Default: mit if the text is built in."}
     )
-    sample_prompt: str = field(default="\n", metadata={"help": "What the sample text at the end continues."})
+    sample_prompt: str = field(default="\n", metadata={"help": "What the sample texts continue."})
+    eval_sample_length: int = field(
+        default=64, metadata={"help": "Tokens of the sample before training and at each evaluation; 0 for none."}
+    )
     sample_length: int = field(default=500, metadata={"help": "Tokens of the sample text at the end; 0 for none."})
+
+    def __post_init__(self):
+        for name in ("eval_sample_length", "sample_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 (none) or more, got {getattr(self, name)}")
 
 
 def main(argv: list[str] | None = None):
@@ -99,7 +107,7 @@ def train(
     """
     import transformers
 
-    from modeling_gptlite.training.callbacks import LiveLine, StopOnSignal
+    from modeling_gptlite.training.callbacks import LiveLine, Samples, StopOnSignal
     from modeling_gptlite.training.hub import hub_errors
     from modeling_gptlite.training.report import describe_environment, without_places
     from modeling_gptlite.training.trainer import CausalLMTrainer
@@ -107,6 +115,7 @@ def train(
     transformers.utils.logging.disable_progress_bar()  # `LiveLine` is the progress
     transformers.set_seed(args.seed)
     check_output_dir(Path(args.output_dir), args)
+    check_report_to(args)
     source = load_source(data_args)
     model, tokenizer = load_model_and_tokenizer(model_args, source)
     train_windows, validation_windows, data = make_windows(source, tokenizer, model, data_args, args)
@@ -132,6 +141,8 @@ def train(
             card=lambda trainer: interim_card(trainer, facts, tokens_per_step),
         )
     trainer.remove_callback(transformers.PrinterCallback)
+    if data_args.eval_sample_length:
+        trainer.add_callback(Samples(tokenizer, data_args.sample_prompt, data_args.eval_sample_length, args.seed))
     say(args, f"{data['name']}: {data['train_tokens']:,} tokens to train on, {data['validation_tokens']:,} to validate")
     say(args, f"{model.num_parameters():,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}")
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -166,6 +177,20 @@ def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
             f"{output_dir} holds an unfinished run; add --resume_from_checkpoint true to go on with it, "
             "choose another --output_dir, or delete the folder"
         )
+
+
+def check_report_to(args: CausalLMTrainingArguments) -> None:
+    from transformers.integrations import integration_utils
+
+    known, installed = (
+        integration_utils.INTEGRATION_TO_CALLBACK,
+        integration_utils.get_available_reporting_integrations(),
+    )
+    for name in args.report_to:
+        if name not in known:
+            raise UserError(f"--report_to {name}: unknown; allowed are none, all, {', '.join(sorted(known))}")
+        if name not in installed:
+            raise UserError(f"--report_to {name}: it is not installed; pip install {name}")
 
 
 def load_model_and_tokenizer(model_args: ModelArguments, source):
@@ -265,7 +290,7 @@ def say(args: CausalLMTrainingArguments, line: str) -> None:
 
 def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> None:
     """Evaluate in full precision, sample, and save the folder that the Hub gets."""
-    from modeling_gptlite.training import metrics, plots, report
+    from modeling_gptlite.training import callbacks, metrics, plots, report
 
     args, tokenizer = trainer.args, trainer.processing_class
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -273,12 +298,15 @@ def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> Non
 
     loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
     model.generation_config = sampling_defaults(tokenizer)
-    sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
+    sample = ""
+    if data_args.sample_length:
+        sample = callbacks.write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
     step = trainer.state.best_global_step or trainer.state.global_step
     record = make_record(trainer, facts, step, loss, tokens_per_step, result.metrics["train_runtime"], sample)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    plots.plot_losses(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png")
+    levels = plots.published_levels(facts["data"])
+    plots.plot_run(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png", levels)
     card = report.render_card(CARD_TEMPLATE, record, output_dir.name)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
     report.write_run(output_dir, record)  # last: its presence says that the run is finished
@@ -337,24 +365,9 @@ def sampling_defaults(tokenizer):
     """Sampling that suits a small model. No stop token: one that was never trained would end texts at random."""
     from transformers import GenerationConfig
 
-    return GenerationConfig(
-        do_sample=True,
-        temperature=0.8,
-        top_k=0,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    from modeling_gptlite.training.callbacks import SAMPLING
 
-
-def write_sample(model, tokenizer, prompt: str, length: int, seed: int) -> str:
-    import transformers
-
-    if length == 0:
-        return ""
-    transformers.set_seed(seed)
-    inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
-    output = model.eval().generate(inputs["input_ids"].to(model.device), max_new_tokens=length)
-    return tokenizer.decode(output[0])
+    return GenerationConfig(**SAMPLING, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id)
 
 
 if __name__ == "__main__":

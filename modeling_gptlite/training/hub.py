@@ -41,6 +41,7 @@ PUBLISHED = (
     "chat_template.jinja",
     "README.md",
     "run.json",
+    "samples.md",
     "*.png",
 )
 
