@@ -269,7 +269,12 @@ def build_page(writers: list[Writer]):
     """The Gradio page for one model, or for two side by side."""
     import gradio
 
-    def write(prompt, temperature, top_k, top_p, length, samples, seed):
+    told_to_stop = set()  # sessions; ending a text from within leaves it whole, which Gradio's `cancels` may not
+
+    def halt(request: gradio.Request):
+        told_to_stop.add(request.session_hash)
+
+    def write(prompt, temperature, top_k, top_p, length, samples, seed, request: gradio.Request):
         """Yields the status, what the attention needs, and one text for each model and sample."""
         empty = [""] * (len(writers) * MAX_SAMPLES)
         try:
@@ -277,19 +282,25 @@ def build_page(writers: list[Writer]):
         except ValueError as error:
             yield render_status(str(error), is_error=True), None, *empty
             return
-        settings = (int(samples), int(length), temperature, int(top_k), top_p, int(seed or 0))
+        length = int(length)
+        settings = (int(samples), length, temperature, int(top_k), top_p, int(seed or 0))
         runs = [writer.write(ids, *settings) for writer, ids in zip(writers, prompts, strict=True)]
+        told_to_stop.discard(request.session_hash)
         began = shown = time.perf_counter()
         for number, step in enumerate(zip(*runs, strict=True), 1):
             now = time.perf_counter()
-            if number in (1, settings[1]) or now - shown > SECONDS_BETWEEN_UPDATES:
+            ends = number == length or request.session_hash in told_to_stop
+            if number == 1 or ends or now - shown > SECONDS_BETWEEN_UPDATES:
                 shown, texts = now, list(empty)
                 for i, (writer, found) in enumerate(zip(writers, step, strict=True)):
                     for j, sample in enumerate(found):
                         label = f"{writer.label}, sample {j + 1}" if samples > 1 else writer.label
                         texts[i * MAX_SAMPLES + j] = render_sample(label, prompt, sample)
-                message = f"{number} tokens in {now - began:.1f} s"
+                message = f"{number} tokens in {now - began:.1f} s" + ", stopped" * (ends and number < length)
                 yield render_status(message), [list(found[0].ids) for found in step], *texts
+            if ends:
+                break
+        told_to_stop.discard(request.session_hash)
 
     def attend(ids, layer, head):
         if not ids:
@@ -349,7 +360,7 @@ def build_page(writers: list[Writer]):
         ]
         for event in started:
             event.then(**looking)
-        stop.click(lambda: render_status("Stopped."), None, status, cancels=started, **quiet).then(**looking)
+        stop.click(halt, api_visibility="private", queue=False)
         for choice in (layer, head):
             choice.change(**looking)
     return page
@@ -425,7 +436,7 @@ SCRIPT = """
   const at = (event) => event.target.closest?.(".text i");
   addEventListener("mouseover", (event) => show(at(event)));
   addEventListener("click", (event) => show(at(event)));
-  addEventListener("scroll", () => (tip.hidden = true), true);
+  addEventListener("scroll", () => tip.hidden || show(document.querySelector(".text i.on")), true);
   addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const text = event.target.closest?.(".text");
