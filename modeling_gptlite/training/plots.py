@@ -34,17 +34,14 @@ def plot_run(
         path: Of the PNG.
         levels: Losses to draw as reference lines, by their labels.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, which would change how a notebook shows its own pictures
     from matplotlib.ticker import EngFormatter
 
     def series(name):
         points = [(row["step"] * tokens_per_step, row[name]) for row in log_history if name in row]
         return list(zip(*points, strict=True)) or ((), ())
 
-    figure = plt.figure(figsize=(8, 6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     axes = figure.subplot_mosaic([["loss", "loss"], ["rate", "norm"]], height_ratios=[2.4, 1])
     losses = axes["loss"]
     losses.plot(*series("loss"), color=TRAINING, linewidth=1.2, label="training")
@@ -86,4 +83,3 @@ def plot_run(
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
-    plt.close(figure)
