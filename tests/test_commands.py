@@ -201,9 +201,7 @@ def test_int8_and_a_compiled_step_write_text(trained, monkeypatch, capsys):
     if shutil.which("g++"):
         assert written(trained, *greedy, "--torch_compile=true", capsys=capsys) == plain
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    refused(
-        generate.main, f"--model={trained}", *greedy, "--torch_compile=true", capsys=capsys, told=["C++ compiler"]
-    )
+    refused(generate.main, f"--model={trained}", *greedy, "--torch_compile=true", capsys=capsys, told=["C++ compiler"])
 
 
 def test_a_seed_repeats_the_text(trained, capsys):
