@@ -82,6 +82,13 @@ def test_a_sample_leaves_no_trace(training):
     assert (model.training, model.config.use_cache) == (training, False)
 
 
+def test_a_sample_has_its_length_whatever_the_trainer_made_the_end_of_text():
+    tokenizer = build_char_tokenizer("abcdefg \n")
+    model = tiny_model("modern-1m", vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = list(range(len(tokenizer)))
+    assert len(tokenizer(write_sample(model, tokenizer, "a", 20, seed=1))["input_ids"]) == 1 + 20
+
+
 def test_the_page_of_samples_holds_no_character_that_a_terminal_obeys():
     page = render_samples(
         [{"step": 0, "sample": "a\x1b[2Jb\n```\n\n<b>"}, {"step": 1_000, "eval_loss": 1.5, "sample": "c"}]
