@@ -1,4 +1,4 @@
-"""What the commands share: flags from dataclasses, recipes, and mistakes told in one line."""
+"""What the commands share: flags from dataclasses, recipes, the text, and mistakes told in one line."""
 
 import argparse
 import contextlib
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,38 @@ LOADING_ERRORS = (OSError, KeyError, SafetensorError, *CONFIGURATION_ERRORS)
 
 class UserError(Exception):
     """The user's mistake: what was wrong, what is allowed, what to do."""
+
+
+@dataclass
+class SourceArguments:
+    """The text: files, a data set, or a built-in source."""
+
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "UTF-8 text files, or folders of .txt files; or .jsonl files with a column text, columns prompt "
+            "and completion, or a column messages.",
+            "nargs": "+",
+        },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Built in: auto, tinyshakespeare or python-docs; otherwise a data set's Hub name or local folder. "
+            "Default: auto, unless --train_file is given."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    text_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "The data set's column that holds the text. Default: text, unless there are columns of examples."
+        },
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "The last part of the text, as a fraction, that only validates."}
+    )
 
 
 class Parser(HfArgumentParser):
@@ -163,6 +196,64 @@ def accept_older_transformers(folder: Path) -> None:
         if config.get("tokenizer_class") == "TokenizersBackend":
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
             path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_source(args: SourceArguments):
+    """The text that the flags name, or the examples.
+
+    Raises:
+        UserError: they name two, or texts and examples.
+        DataError: it cannot be had.
+    """
+    from modeling_gptlite.training import data, examples
+
+    if not 0 < args.validation_fraction < 1:
+        raise UserError(f"--validation_fraction must lie between 0 and 1, got {args.validation_fraction}")
+    if args.train_file:
+        if args.dataset:
+            raise UserError("give either --train_file or --dataset, not both")
+        suffixes = {Path(name).suffix for name in args.train_file}
+        if suffixes == {".jsonl"}:
+            return examples.load_example_files(args.train_file, args.text_column)
+        if ".jsonl" in suffixes:
+            raise UserError("--train_file takes .jsonl files or text files, not both")
+        return data.load_files(args.train_file)
+    name = args.dataset or "auto"
+    if name in data.BUILT_IN_SOURCES:
+        return data.load_source(name, on_fallback=lambda sentence: print(f"\n*** {sentence}\n", flush=True))
+    return examples.load_example_dataset(name, args.dataset_config, args.text_column, args.streaming)
+
+
+def encode_splits(source, tokenizer, validation_fraction: float):
+    """The two splits as packed ids, and what the reports say of them."""
+    from modeling_gptlite.training.data import cache_dir, split_source
+    from tokenization import encode_corpus
+
+    splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
+    try:
+        train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
+    except ValueError as error:  # a character without an id, and no unknown token to stand for it
+        raise UserError(error) from error
+    if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
+        say_unknown(source.pieces(), tokenizer, len(train_ids) + len(validation_ids))
+    data = {
+        "name": source.name,
+        "sha256": splits[0].sha256,
+        "train_characters": len(splits[0]),
+        "validation_characters": len(splits[1]),
+        "train_tokens": len(train_ids),
+        "validation_tokens": len(validation_ids),
+        "validation_targets": len(validation_ids) - 1,
+    }
+    return train_ids, validation_ids, data
+
+
+def say_unknown(texts, tokenizer, tokens: int) -> None:
+    from tokenization import describe_characters, unknown_characters
+
+    if unknown := unknown_characters(texts, tokenizer):
+        share = sum(unknown.values()) / tokens
+        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from modeling_gptlite.training.trainer import CausalLMTrainingArguments
-from scripts.cli import LOADING_ERRORS, Parser, UserError, load_pretrained, load_tokenizer, longest_text, reason, run
+from scripts.cli import (
+    LOADING_ERRORS,
+    Parser,
+    SourceArguments,
+    UserError,
+    encode_splits,
+    load_pretrained,
+    load_source,
+    load_tokenizer,
+    longest_text,
+    reason,
+    run,
+    say_unknown,
+)
 
 
 TOKENIZERS = ("char", "bpe", "word")  # that are made from the text
@@ -59,35 +72,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """The text: files, a data set, or a built-in source."""
+class DataArguments(SourceArguments):
+    """The text, and what is made of it."""
 
-    train_file: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "UTF-8 text files, or folders of .txt files; or .jsonl files with a column text, columns prompt "
-            "and completion, or a column messages.",
-            "nargs": "+",
-        },
-    )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Built in: auto, tinyshakespeare or python-docs; otherwise a data set's Hub name or local folder. "
-            "Default: auto, unless --train_file is given."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
-    text_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "The data set's column that holds the text. Default: text, unless there are columns of examples."
-        },
-    )
-    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "The last part of the text, as a fraction, that only validates."}
-    )
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens per window. Default: the model's context."}
     )
@@ -99,11 +86,17 @@ class DataArguments:
     )
     sample_prompt: str | None = field(
         default=None,
-        metadata={
-            "help": "What the sample text at the end continues. Default: a newline, or the first validation prompt."
-        },
+        metadata={"help": "What the sample texts continue. Default: a newline, or the first validation prompt."},
+    )
+    eval_sample_length: int = field(
+        default=64, metadata={"help": "Tokens of the sample before training and at each evaluation; 0 for none."}
     )
     sample_length: int = field(default=500, metadata={"help": "Tokens of the sample text at the end; 0 for none."})
+
+    def __post_init__(self):
+        for name in ("eval_sample_length", "sample_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 (none) or more, got {getattr(self, name)}")
 
 
 def main(argv: list[str] | None = None):
@@ -128,7 +121,7 @@ def train(
     """
     import transformers
 
-    from modeling_gptlite.training.callbacks import LiveLine, StopOnSignal
+    from modeling_gptlite.training.callbacks import LiveLine, Samples, StopOnSignal
     from modeling_gptlite.training.hub import hub_errors
     from modeling_gptlite.training.lora import add_lora
     from modeling_gptlite.training.report import describe_environment, without_places
@@ -138,6 +131,7 @@ def train(
     transformers.set_seed(args.seed)
     check_output_dir(Path(args.output_dir), args)
     check_lora(model_args, args)
+    check_report_to(args)
     source = load_source(data_args)
     model, tokenizer = load_model_and_tokenizer(model_args, source)
     train_windows, validation_windows, data = make_windows(source, tokenizer, model, data_args, args)
@@ -166,6 +160,9 @@ def train(
             card=lambda trainer: interim_card(trainer, facts, tokens_per_step),
         )
     trainer.remove_callback(transformers.PrinterCallback)
+    if data_args.eval_sample_length:
+        writing = {"length": data_args.eval_sample_length, "seed": args.seed, "longest": longest_text(model)}
+        trainer.add_callback(Samples(tokenizer, data_args.sample_prompt, **writing))
     kind = "examples" if "examples" in data else "tokens"
     say(
         args,
@@ -210,24 +207,18 @@ def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
         )
 
 
-def load_source(data_args: DataArguments):
-    from modeling_gptlite.training import data, examples
+def check_report_to(args: CausalLMTrainingArguments) -> None:
+    from transformers.integrations import integration_utils
 
-    if not 0 < data_args.validation_fraction < 1:
-        raise UserError(f"--validation_fraction must lie between 0 and 1, got {data_args.validation_fraction}")
-    if data_args.train_file:
-        if data_args.dataset:
-            raise UserError("give either --train_file or --dataset, not both")
-        suffixes = {Path(name).suffix for name in data_args.train_file}
-        if suffixes == {".jsonl"}:
-            return examples.load_example_files(data_args.train_file, data_args.text_column)
-        if ".jsonl" in suffixes:
-            raise UserError("--train_file takes .jsonl files or text files, not both")
-        return data.load_files(data_args.train_file)
-    name = data_args.dataset or "auto"
-    if name in data.BUILT_IN_SOURCES:
-        return data.load_source(name, on_fallback=lambda sentence: print(f"\n*** {sentence}\n", flush=True))
-    return examples.load_example_dataset(name, data_args.dataset_config, data_args.text_column, data_args.streaming)
+    known, installed = (
+        integration_utils.INTEGRATION_TO_CALLBACK,
+        integration_utils.get_available_reporting_integrations(),
+    )
+    for name in args.report_to:
+        if name not in known:
+            raise UserError(f"--report_to {name}: unknown; allowed are none, all, {', '.join(sorted(known))}")
+        if name not in installed:
+            raise UserError(f"--report_to {name}: it is not installed; pip install {name}")
 
 
 def load_model_and_tokenizer(model_args: ModelArguments, source):
@@ -358,7 +349,7 @@ def make_windows(source, tokenizer, model, data_args: DataArguments, args: Causa
         train, validation, data = encode_rows(source, tokenizer, context, data_args.validation_fraction)
         samples_per_epoch, prompt = len(train), tokenizer.decode(validation.prompt(0))
     else:
-        train, validation, data = encode(source, tokenizer, data_args.validation_fraction)
+        train, validation, data = encode_splits(source, tokenizer, data_args.validation_fraction)
         samples_per_epoch = len(train) / context
     if args.max_steps <= 0:
         args.max_steps = max(1, round(args.num_train_epochs * samples_per_epoch / batch))
@@ -400,38 +391,6 @@ def encode_rows(source, tokenizer, context: int, validation_fraction: float):
     return train, validation, data
 
 
-def encode(source, tokenizer, validation_fraction: float):
-    """The two splits as packed ids, and what the reports say of them."""
-    from modeling_gptlite.training.data import cache_dir, split_source
-    from tokenization import encode_corpus
-
-    splits = split_source(source, tokenizer.eos_token or "", validation_fraction)
-    try:
-        train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
-    except ValueError as error:  # a character without an id, and no unknown token to stand for it
-        raise UserError(error) from error
-    if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
-        say_unknown(source.pieces(), tokenizer, len(train_ids) + len(validation_ids))
-    data = {
-        "name": source.name,
-        "sha256": splits[0].sha256,
-        "train_characters": len(splits[0]),
-        "validation_characters": len(splits[1]),
-        "train_tokens": len(train_ids),
-        "validation_tokens": len(validation_ids),
-        "validation_targets": len(validation_ids) - 1,
-    }
-    return train_ids, validation_ids, data
-
-
-def say_unknown(texts, tokenizer, tokens: int) -> None:
-    from tokenization import describe_characters, unknown_characters
-
-    if unknown := unknown_characters(texts, tokenizer):
-        share = sum(unknown.values()) / tokens
-        print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
-
-
 def publication(data_args: DataArguments) -> dict[str, str | None]:
     """What the card says of the text: the data set's name on the Hub, language and licence."""
     from modeling_gptlite.training.data import BUILT_IN_SOURCES
@@ -470,7 +429,7 @@ def say(args: CausalLMTrainingArguments, line: str) -> None:
 
 def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> None:
     """Evaluate in full precision, sample, and save the folder that the Hub gets."""
-    from modeling_gptlite.training import metrics, plots, report
+    from modeling_gptlite.training import callbacks, metrics, plots, report
 
     args, tokenizer = trainer.args, trainer.processing_class
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -478,13 +437,24 @@ def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> Non
 
     loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
     model.generation_config = sampling_defaults(tokenizer, stops="examples" in facts["data"])
-    sample = write_sample(model, tokenizer, data_args.sample_prompt, data_args.sample_length, args.seed)
+    sample = ""
+    if data_args.sample_length:
+        sample = callbacks.write_sample(
+            model,
+            tokenizer,
+            data_args.sample_prompt,
+            length=data_args.sample_length,
+            seed=args.seed,
+            longest=longest_text(model),
+            eos_token_id=model.generation_config.eos_token_id,
+        )
     step = trainer.state.best_global_step or trainer.state.global_step
     record = make_record(trainer, facts, step, loss, tokens_per_step, result.metrics["train_runtime"], sample)
     model.save_pretrained(output_dir)
     model.generation_config.save_pretrained(output_dir)  # which an adapter does not save
     tokenizer.save_pretrained(output_dir)
-    plots.plot_losses(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png")
+    levels = plots.published_levels(facts["data"])
+    plots.plot_run(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png", levels)
     card = report.render_card(CARD_TEMPLATE, record, output_dir.name)
     (output_dir / "README.md").write_text(card, encoding="utf-8")
     report.write_run(output_dir, record)  # last: its presence says that the run is finished
@@ -543,29 +513,14 @@ def sampling_defaults(tokenizer, stops: bool = False):
     """Sampling that suits a small model, and a stop token where one was learnt: another would end texts at random."""
     from transformers import GenerationConfig
 
+    from modeling_gptlite.training.callbacks import SAMPLING
+
     return GenerationConfig(
-        do_sample=True,
-        temperature=0.8,
-        top_k=0,
+        **SAMPLING,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id if stops else None,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def write_sample(model, tokenizer, prompt: str, length: int, seed: int) -> str:
-    import transformers
-
-    if length == 0:
-        return ""
-    transformers.set_seed(seed)
-    inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
-    ids = inputs["input_ids"].to(model.device)
-    if context := longest_text(model):
-        ids = ids[:, 1 - context :]
-        length = min(length, context - ids.shape[1])
-    output = model.eval().generate(ids, max_new_tokens=length)
-    return tokenizer.decode(output[0])
 
 
 if __name__ == "__main__":

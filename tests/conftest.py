@@ -33,6 +33,7 @@ FOLDER_FILES = {
     "model.safetensors",
     "modeling_gptlite.py",
     "run.json",
+    "samples.md",
     "tokenizer.json",
     "tokenizer_config.json",
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, train_tiny
 
-from scripts import generate, train
+from scripts import evaluate, generate, train
 from scripts.cli import run
 
 
@@ -144,7 +144,7 @@ def test_every_recipe_is_understood(recipe):
     assert config.num_hidden_layers > 0
 
 
-@pytest.mark.parametrize("main", [train.main, generate.main])
+@pytest.mark.parametrize("main", [train.main, generate.main, evaluate.main])
 def test_help_explains_every_flag(main, capsys):
     code, out, _ = call(main, "--help", capsys=capsys)
     assert code == 0

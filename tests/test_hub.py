@@ -303,7 +303,7 @@ def test_pushes_during_training_load_and_carry_the_card(text_file, ada, tmp_path
     assert any(commit.title.startswith("Training in progress, step") for commit in log)
     for commit in log:
         names = set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"}
-        assert names == (FOLDER_FILES if commit is log[0] else FOLDER_FILES - {"loss.png", "run.json"})
+        assert names == (FOLDER_FILES if commit is log[0] else FOLDER_FILES - {"loss.png", "run.json", "samples.md"})
         card = ModelCard(ada.repo(REPO).files(commit.oid)["README.md"].decode())
         assert card.data.pipeline_tag == "text-generation"
         (step,) = re.findall(r"those of step (\d+)", card.text)
@@ -338,7 +338,11 @@ def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
     trainer.train()
     trainer.push_to_hub()
     for commit in commits(ada):
-        assert set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"} == FOLDER_FILES - {"loss.png", "run.json"}
+        assert set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"} == FOLDER_FILES - {
+            "loss.png",
+            "run.json",
+            "samples.md",
+        }
 
 
 # ---- The Space -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,17 @@ from conftest import ROOT
 
 
 STDLIB = set(sys.stdlib_module_names)
-TRAINING = {"torch", "transformers", "accelerate", "datasets", "huggingface_hub", "matplotlib", "numpy", "peft"}
+TRAINING = {
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "matplotlib",
+    "numpy",
+    "peft",
+    "sacrebleu",
+    "torch",
+    "transformers",
+}
 ALLOWED = {
     "modeling_gptlite/configuration_gptlite.py": {"transformers", "huggingface_hub"},
     "modeling_gptlite/modeling_gptlite.py": {"torch", "transformers", ".configuration_gptlite"},

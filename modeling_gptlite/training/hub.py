@@ -45,6 +45,7 @@ PUBLISHED = (
     "chat_template.jinja",
     "README.md",
     "run.json",
+    "samples.md",
     "*.png",
 )
 

@@ -1,0 +1,203 @@
+"""Evaluation beyond the loss: how sure the loss is, how well the model knows itself, and what it writes.
+
+scores = score_tokens(model, EvaluationWindows(ids, context=256))
+low, high = confidence_interval(scores.losses)
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+
+from .data import IGNORED, EvaluationWindows, whole_batch
+
+
+_HASH_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2 ** 64
+
+
+# ---- Predictions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TokenScores:
+    """One value per target of a split, in the order of the text; each array is `(targets,)`.
+
+    Attributes:
+        losses: -ln p of the target, in nats.
+        confidences: p of the likeliest token.
+        hits: Whether that token is the target.
+    """
+
+    losses: np.ndarray
+    confidences: np.ndarray
+    hits: np.ndarray
+
+
+@torch.inference_mode()
+def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> TokenScores:
+    """Score every target of `windows` in the model's own precision; the mean of `losses` is `evaluate_loss`."""
+    was_training = model.training
+    model.eval()
+    loader = DataLoader(windows, batch_size, sampler=SequentialSampler(windows), collate_fn=whole_batch)
+    batches = []
+    for batch in loader:
+        logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
+        targets = batch["shift_labels"].to(model.device)
+        counted = targets.ne(IGNORED)
+        log_probabilities, targets = logits.float().log_softmax(-1)[counted], targets[counted]
+        best, guesses = log_probabilities.max(-1)
+        losses = -log_probabilities.gather(-1, targets[:, None])[:, 0]
+        batches.append([tensor.cpu().numpy() for tensor in (losses, best.exp(), guesses.eq(targets))])
+    model.train(was_training)
+    return TokenScores(*map(np.concatenate, zip(*batches, strict=True)))
+
+
+def confidence_interval(values: np.ndarray, blocks: int = 50, resamples: int = 2000) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values`, by a block bootstrap.
+
+    Neighbouring tokens are hard or easy together, so not tokens but `blocks` stretches of consecutive ones are drawn
+    with replacement (Kuensch, 1989). Give it the difference of two models' losses to compare them on the same text.
+    """
+    parts = np.array_split(np.asarray(values, dtype=np.float64), min(blocks, len(values)))
+    sums, counts = np.array([part.sum() for part in parts]), np.array([len(part) for part in parts])
+    drawn = np.random.default_rng(0).integers(len(parts), size=(resamples, len(parts)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
+    """How far off the model's probability of its first guess is, on average: between 0, exact, and 1.
+
+    Guo et al., 2017: |share of hits - mean confidence| in `bins` bins of equal width, weighted by their sizes.
+    """
+    index = np.minimum((confidences * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(index, weights=hits.astype(np.float64) - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(hits))
+
+
+# ---- Continuations -------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def write_continuations(
+    model, tokenizer, ids: np.ndarray, count: int, prompt_tokens: int, length: int, temperature: float = 0.8
+) -> tuple[list[str], list[str]]:
+    """What the model writes after `count` places of `ids`, evenly spaced, and what stands there.
+
+    Args:
+        ids: `(tokens,)` of a text that the model has not seen.
+        prompt_tokens: Tokens that the model reads before each place.
+        length: Tokens that it writes, end of text or not.
+
+    Returns:
+        The continuations and the true texts, without the prompts.
+    """
+    length = min(length, len(ids) - 1)
+    prompt_tokens = min(prompt_tokens, len(ids) - length)
+    starts = np.linspace(0, len(ids) - prompt_tokens - length, count).astype(np.int64)
+    windows = ids[starts[:, None] + np.arange(prompt_tokens + length)].astype(np.int64)
+    prompts = torch.from_numpy(windows[:, :prompt_tokens]).to(model.device)
+    output = model.eval().generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=length,
+        max_new_tokens=length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer.batch_decode(output[:, prompt_tokens:]), tokenizer.batch_decode(windows[:, prompt_tokens:])
+
+
+def similarity(texts: list[str], references: list[str]) -> dict[str, float | str]:
+    """BLEU over characters (white space left out) and chrF of `texts`, from 0 to 100, with sacrebleu's signatures.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    result = {}
+    for name, metric in (("bleu", BLEU(tokenize="char")), ("chrf", CHRF())):
+        result[name] = metric.corpus_score(texts, [references]).score
+        result[f"{name}_signature"] = str(metric.get_signature())
+    return result
+
+
+def words(text: str) -> list[str]:
+    """The words of `text` in lower case: letters, with apostrophes between them."""
+    return re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text.lower())
+
+
+def whole_words(text: str) -> list[str]:
+    """The words of a passage without the two that its ends may have cut."""
+    return words(re.sub(r"^[\w'’]+|[\w'’]+$", "", text))
+
+
+def vocabulary(pieces: Iterable[str]) -> set[str]:
+    """Every word of a text that comes in pieces."""
+    known, rest = set(), ""
+    for piece in pieces:
+        text = rest + piece
+        cut = max(text.rfind(" "), text.rfind("\n")) + 1
+        known.update(words(text[:cut]))
+        rest = text[cut:]
+    return known | set(words(rest))
+
+
+def distinct(passages: list[list[str]], n: int) -> float:
+    """Different n-grams of words over all n-grams (Li et al., 2016); depends on how much text there is."""
+    grams = [gram for passage in passages for gram in zip(*(passage[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def known_words(passages: list[list[str]], known: set[str]) -> float:
+    """The share of words that are in `known`."""
+    found = [word in known for passage in passages for word in passage]
+    return sum(found) / max(len(found), 1)
+
+
+def longest_copy(texts: list[str], pieces: Iterable[str]) -> str:
+    """The longest string that stands, to the letter, in one of `texts` and in the text that `pieces` make up.
+
+    Args:
+        pieces: Are read about log2(longest text) times, so not a generator.
+    """
+    shortest, longest, copy = 0, max(map(len, texts), default=0), ""
+    while shortest < longest:  # every part of a copied span is copied, so the length can be bisected
+        length = (shortest + longest + 1) // 2
+        if found := _copied_span(texts, pieces, length):
+            shortest, copy = length, found
+        else:
+            longest = length - 1
+    return copy
+
+
+def _copied_span(texts: list[str], pieces: Iterable[str], length: int) -> str | None:
+    wanted = np.unique(np.concatenate([_span_hashes(text, length) for text in texts]))
+    tail = ""
+    for piece in pieces:
+        passage = tail + piece
+        for start in np.flatnonzero(np.isin(_span_hashes(passage, length), wanted)):
+            span = passage[start : start + length]
+            if any(span in text for text in texts):
+                return span
+        tail = passage[len(passage) - length + 1 :] if len(passage) >= length else passage
+    return None
+
+
+def _span_hashes(text: str, length: int) -> np.ndarray:
+    """A hash of every `length` consecutive characters: sum of c_j B^j modulo 2 ** 64, from prefix sums."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    if len(codes) < length:
+        return np.empty(0, np.uint64)
+    powers, inverses = (
+        np.cumprod(np.full(len(codes), base, dtype=np.uint64)) for base in (_HASH_BASE, pow(_HASH_BASE, -1, 1 << 64))
+    )
+    prefix = np.concatenate(([np.uint64(0)], np.cumsum(codes * powers)))
+    return (prefix[length:] - prefix[:-length]) * inverses[: len(codes) - length + 1]

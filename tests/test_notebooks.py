@@ -1,0 +1,58 @@
+"""The notebooks run from a clean kernel to the end, shortened by the variables that they read."""
+
+import shutil
+
+import pytest
+from conftest import ROOT
+
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+
+def run(name, folder, monkeypatch, **environment) -> str:
+    """Execute a notebook in a copy of what it needs; returns all that it printed."""
+    for part in ("scripts", "modeling_gptlite", "tokenization", "recipes"):
+        (folder / part).symlink_to(ROOT / part)
+    shutil.copy(ROOT / "model_card.md", folder)
+    (folder / "notebooks").mkdir()
+    for variable, value in {"PYTHONPATH": str(ROOT), **environment}.items():
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=240, resources={"metadata": {"path": str(folder / "notebooks")}}
+    ).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    printed = "".join(output.get("text", "") for output in outputs)
+    return f"{printed}\n{pictures} pictures"
+
+
+def test_the_tour_goes_from_text_to_a_push(tmp_path, monkeypatch):
+    short = {"GPTLITE_TOUR_STEPS": "4", "GPTLITE_TOUR_TEXT": "python-docs"}
+    printed = run("gptlite_tour.ipynb", tmp_path, monkeypatch, **short)
+    for told in (
+        "tokens in the vocabulary",
+        "parameters",
+        "step 4/4",
+        "temperature 1.5",
+        "true text",
+        "model.safetensors",
+    ):
+        assert told in printed
+    assert "3 pictures" in printed
+    assert (tmp_path / "out" / "tour" / "model.safetensors").exists()
+
+
+def test_fine_tuning_goes_from_the_hub_to_a_push(tmp_path, trained, monkeypatch):
+    printed = run("finetune_from_the_hub.ipynb", tmp_path, monkeypatch, GPTLITE_MODEL=str(trained), GPTLITE_STEPS="4")
+    for told in ("python-docs", "step 4/4", "model.safetensors"):
+        assert told in printed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_committed_small_and_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+    assert path.stat().st_size < 50_000
