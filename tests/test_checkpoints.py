@@ -85,6 +85,32 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_undisturbed(optimizer, 
     assert not (tmp_path / "killed" / ".saving").exists()
 
 
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_run_on_shards_of_rows_sees_the_same_samples_after_it_was_killed(streaming, tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    for shard in range(3):
+        rows = [json.dumps({"text": f"shard {shard}, row {row}: it is as it was."}) + "\n" for row in range(100)]
+        (tmp_path / "rows" / f"train-{shard:05}-of-00003.jsonl").write_text("".join(rows))
+    flags = [f"--dataset={tmp_path / 'rows'}", f"--streaming={streaming}", "--precision=fp32"]
+    seen, step = [], Trainer.training_step
+
+    def watched(self, model, inputs, *args, **kwargs):
+        seen.append((self.state.global_step, inputs["input_ids"].tolist()))
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", watched)
+    train_tiny(None, tmp_path / "undisturbed", *flags)
+    undisturbed = dict(seen)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(Trainer, "training_step", 14, patch)
+        assert in_child(lambda: train_tiny(None, tmp_path / "killed", *flags)) == -signal.SIGKILL
+    seen.clear()
+    train_tiny(None, tmp_path / "killed", *flags)
+    assert dict(seen) == {number: windows for number, windows in undisturbed.items() if number >= 10}
+    assert len(undisturbed) == 20
+    assert same_weights(tmp_path / "killed", tmp_path / "undisturbed")
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, text_file, tmp_path, monkeypatch):
     kill_at(trainer, "seal", 1, monkeypatch)
     assert in_child(lambda: train_tiny(text_file, tmp_path)) == -signal.SIGKILL

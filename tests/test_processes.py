@@ -16,6 +16,8 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from test_readme import lines
 
+from modeling_gptlite.training.checkpoints import all_checkpoints, damage
+
 
 MODEL = '{"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}'
 # `scripts.train`, with a record of what reaches the model: (step, rank, first ids of each window).
@@ -122,6 +124,22 @@ def test_a_rank_that_dies_ends_the_job_and_resume_works_on_another_number_of_pro
     out = train(1, tmp_path / "run", text_file, engine="one")  # 2 -> 1
     assert "going on from checkpoint-" in out
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=2e-5)
+
+
+def test_all_processes_stop_at_the_same_step_when_told_to_end(text_file, tmp_path):
+    long = ["--max_steps=5000", "--eval_steps=5000", "--save_steps=5000", "--logging_steps=5"]
+    process = launch(2, tmp_path / "run", text_file, *long, engine="torchrun")
+    deadline = time.time() + 200
+    while not (tmp_path / "seen" / "0.jsonl").exists():
+        assert time.time() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.terminate()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (checkpoint,) = all_checkpoints(tmp_path / "run")
+    assert damage(checkpoint) is None
+    assert f"stopped at step {checkpoint.name.split('-')[1]}; the same command goes on from there" in out
 
 
 def test_one_process_is_gone_on_with_by_two(alone, text_file, tmp_path):

@@ -18,7 +18,7 @@ WORD = build_word_tokenizer([TEXT], 60)
 
 any_text = st.text(max_size=200)  # any Unicode, without lone surrogates, which UTF-8 has not either
 known_text = st.text(alphabet=ALPHABET, max_size=200)
-quickly = settings(max_examples=60, deadline=None)
+quickly = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def ids(tokenizer, text):
@@ -82,7 +82,7 @@ configurations = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=configurations)
 def test_a_configuration_survives_saving_and_loading(fields, tmp_path):
     config = GPTLiteConfig(**fields)
@@ -97,7 +97,7 @@ prompts = st.lists(st.integers(0, 64), min_size=1, max_size=50)  # beyond the co
 
 
 @pytest.mark.parametrize("preset", ARCHITECTURES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(prompt=prompts, length=st.integers(1, 40), seed=st.integers(0, 1 << 31))
 def test_generated_text_begins_with_its_prompt_has_its_length_and_repeats_with_its_seed(preset, prompt, length, seed):
     texts = []
@@ -110,7 +110,7 @@ def test_generated_text_begins_with_its_prompt_has_its_length_and_repeats_with_i
 
 
 @pytest.mark.parametrize("preset", ARCHITECTURES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(batch=st.lists(prompts, min_size=2, max_size=4))
 def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(preset, batch):
     model, longest = MODELS[preset], max(map(len, batch))
