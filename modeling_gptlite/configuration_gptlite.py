@@ -33,6 +33,9 @@ _BASE_KEYWORDS = {
     "use_bfloat16",
 }
 
+# A file with larger numbers is a mistake or an attack; it is refused before anything of that size is made.
+_LARGEST_SIZE, _MOST_LAYERS = 1 << 24, 1 << 12
+
 _GPT2_FAMILY = {
     "position_embedding_type": "learned",
     "norm_type": "layernorm",
@@ -260,8 +263,9 @@ class GPTLiteConfig(PreTrainedConfig):
             "head_dim",
             "max_position_embeddings",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            largest = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} must lie between 1 and {largest:,}, got {getattr(self, name):,}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "

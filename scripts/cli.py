@@ -67,7 +67,7 @@ class Parser(HfArgumentParser):
         )
 
     def error(self, message):
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
 
     def parse(self, argv: list[str] | None = None):
@@ -105,7 +105,10 @@ class Parser(HfArgumentParser):
     def _recipe_as_flags(self, path: Path) -> list[str]:
         """A recipe is parsed as the flags it stands for, so both are checked by the same code."""
         try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+                self.error(f"{path} is not a recipe: it has YAML aliases, of which a few lines can make gigabytes")
+            recipe = yaml.safe_load(text)
         except OSError as error:
             self.error(f"cannot read the recipe {path}: {error.strerror}")
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -136,10 +139,20 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """`text` with what could command a terminal (escapes, other controls, reversals of direction) spelt out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str) -> str:
+    """Generated text as it goes to standard output: untouched into a file or pipe, `printable` on a terminal."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def load_tokenizer(name_or_path: str):
@@ -167,9 +180,13 @@ def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
 
     if (Path(name_or_path) / "adapter_config.json").is_file() and not is_peft_available():
         raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
+    check_shards(Path(name_or_path))
     loaded_tokenizer = load_tokenizer(tokenizer or name_or_path)
+    safely = {"trust_remote_code": False, "use_safetensors": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, **safely, **kwargs)
+    except RuntimeError as error:  # weights of other shapes than the config's
+        raise UserError(f"cannot load the model {name_or_path!r}: its weights do not fit its config.json") from error
     except LOADING_ERRORS as error:
         raise UserError(f"cannot load the model {name_or_path!r}: {reason(error)}") from error
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -234,6 +251,10 @@ def encode_splits(source, tokenizer, validation_fraction: float):
         train_ids, validation_ids = (encode_corpus(split, tokenizer, cache_dir()) for split in splits)
     except ValueError as error:  # a character without an id, and no unknown token to stand for it
         raise UserError(error) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the text's ids in {cache_dir()}: {error}; GPTLITE_CACHE names the folder"
+        ) from error
     if any((ids == tokenizer.unk_token_id).any() for ids in (train_ids, validation_ids)):
         say_unknown(source.pieces(), tokenizer, len(train_ids) + len(validation_ids))
     data = {
@@ -254,6 +275,20 @@ def say_unknown(texts, tokenizer, tokens: int) -> None:
     if unknown := unknown_characters(texts, tokenizer):
         share = sum(unknown.values()) / tokens
         print(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}", flush=True)
+
+
+def check_shards(folder: Path) -> None:
+    """A sharded model's weights lie in its own folder, whatever its index says."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        strayed = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot load the model {str(folder)!r}: {index.name} is no index of shards") from error
+    if strayed:
+        raise UserError(f"cannot load the model {str(folder)!r}: {index.name} leads out of the folder: {strayed[0]}")
 
 
 def reason(error: Exception) -> str:

@@ -4,11 +4,12 @@ python -m scripts.generate --model out/quickstart --prompt "ROMEO:"
 cat prompt.txt | python -m scripts.generate --model out/quickstart --num_samples 4 --temperature 0.9
 """
 
+import math
 import shutil
 import sys
 from dataclasses import dataclass, field
 
-from scripts.cli import Parser, UserError, load_pretrained, longest_text, run
+from scripts.cli import Parser, UserError, load_pretrained, longest_text, run, shown
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -92,11 +93,13 @@ def main(argv: list[str] | None = None):
         print(f"the text ends where the model's context of {context} tokens does", file=sys.stderr)
     if args.num_samples == 1:
         streamer = transformers.TextStreamer(tokenizer, skip_special_tokens=True)
+        write = streamer.on_finalized_text
+        streamer.on_finalized_text = lambda text, stream_end=False: write(shown(text), stream_end)
         model.generate(**inputs, **settings, streamer=streamer)
         return
     outputs = model.generate(**inputs, **settings, num_return_sequences=args.num_samples)
     for index, text in enumerate(tokenizer.batch_decode(outputs, skip_special_tokens=True), 1):
-        print(f"{'' if index == 1 else chr(10)}--- {index} of {args.num_samples} ---\n{text}")
+        print(f"{'' if index == 1 else chr(10)}--- {index} of {args.num_samples} ---\n{shown(text)}")
 
 
 def quantize(model):
@@ -120,9 +123,14 @@ def check(args: GenerateArguments) -> None:
     rules = [
         ("max_new_tokens", args.max_new_tokens >= 1, "at least 1"),
         ("num_samples", args.num_samples >= 1, "at least 1"),
-        ("temperature", args.temperature is None or args.temperature > 0, "above 0 (--greedy takes the likeliest)"),
+        (
+            "temperature",
+            args.temperature is None or 0 < args.temperature < math.inf,
+            "above 0 (--greedy takes the likeliest)",
+        ),
         ("top_k", args.top_k is None or args.top_k >= 0, "0 (all tokens) or more"),
         ("top_p", args.top_p is None or 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("seed", args.seed is None or 0 <= args.seed < 1 << 32, "between 0 and 4,294,967,295"),
         ("dtype", args.dtype in DTYPES, f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"),
         ("num_samples", not (args.greedy and args.num_samples > 1), "1 with --greedy: all samples would be the same"),
     ]

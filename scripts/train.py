@@ -5,10 +5,12 @@ python -m scripts.train --preset modern-1m --train_file my_book.txt --max_steps 
 """
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from scripts.cli import (
     load_source,
     load_tokenizer,
     longest_text,
+    printable,
     reason,
     run,
     say_unknown,
+    shown,
 )
 
 
@@ -33,6 +37,25 @@ TOKENIZERS = ("char", "bpe", "word")  # that are made from the text
 CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
 # Arguments that change where a run goes, not what comes out of it; a recipe to repeat it does without them.
 NOT_OF_THE_MODEL = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_always_push"}
+# What a run that is gone on with may change beside these: how it is spread over devices, what it reports and keeps;
+# and where its text and its steps come from, which `identify` tells by what they are.
+MAY_CHANGE = NOT_OF_THE_MODEL | {
+    *("train_file", "dataset", "dataset_config", "text_column", "streaming", "language", "license"),
+    *(
+        "sample_prompt",
+        "sample_length",
+        "eval_sample_length",
+        "max_steps",
+        "num_train_epochs",
+        "precision",
+        "bf16",
+        "fp16",
+    ),
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "use_cpu"),
+    *("fsdp", "fsdp_config", "deepspeed", "accelerator_config", "parallelism_config", "torch_compile"),
+    *("save_total_limit", "report_to", "run_name", "disable_tqdm", "hub_token", "hub_private_repo", "hub_strategy"),
+}
+MAY_CHANGE_PREFIXES = ("dataloader_", "ddp_", "log", "trackio_", "activation_checkpointing", "gradient_checkpointing")
 
 
 @dataclass
@@ -100,6 +123,7 @@ class DataArguments(SourceArguments):
 
 
 def main(argv: list[str] | None = None):
+    from modeling_gptlite.training.checkpoints import CheckpointError
     from modeling_gptlite.training.data import DataError
     from modeling_gptlite.training.hub import HubError
 
@@ -107,7 +131,7 @@ def main(argv: list[str] | None = None):
     arguments = parser.parse(argv)
     try:
         train(*arguments, parser.given)
-    except (DataError, HubError) as error:
+    except (CheckpointError, DataError, HubError) as error:
         raise UserError(error) from error
 
 
@@ -125,19 +149,23 @@ def train(
     from modeling_gptlite.training.hub import hub_errors
     from modeling_gptlite.training.lora import add_lora
     from modeling_gptlite.training.report import describe_environment, without_places
-    from modeling_gptlite.training.trainer import CausalLMTrainer
+    from modeling_gptlite.training.trainer import CausalLMTrainer, whole_model
 
     transformers.utils.logging.disable_progress_bar()  # `LiveLine` is the progress
+    check_numbers(args)
     transformers.set_seed(args.seed)
     check_output_dir(Path(args.output_dir), args)
     check_lora(model_args, args)
     check_report_to(args)
-    source = load_source(data_args)
-    model, tokenizer = load_model_and_tokenizer(model_args, source)
-    train_windows, validation_windows, data = make_windows(source, tokenizer, model, data_args, args)
+    with args.main_process_first():  # the others find the text and its ids in the cache
+        source = load_source(data_args)
+        model, tokenizer = load_model_and_tokenizer(model_args, source)
+        train_windows, validation_windows, data = make_windows(source, tokenizer, model, data_args, args)
     tokens_per_step = round(len(train_windows) // args.max_steps * train_windows.tokens_per_sample)
     if model_args.lora_r is not None:
         model = add_lora(model, model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
+    identity = identify(given, args, data, tokenizer, model)
+    checkpoint = find_checkpoint(args, identity)
     facts = {
         "arguments": without_places({name: given[name] for name in given if name not in NOT_OF_THE_MODEL}),
         "environment": describe_environment(args.device),
@@ -158,6 +186,7 @@ def train(
             processing_class=tokenizer,
             callbacks=[LiveLine(tokens_per_step), stop],
             card=lambda trainer: interim_card(trainer, facts, tokens_per_step),
+            run=identity,
         )
     trainer.remove_callback(transformers.PrinterCallback)
     if data_args.eval_sample_length:
@@ -173,12 +202,15 @@ def train(
         args,
         f"{trained}{model.num_parameters():,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}",
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if stop.received and trainer.state.global_step < args.max_steps:
-        say(args, f"\nstopped at step {trainer.state.global_step:,}; --resume_from_checkpoint true goes on from there")
+        say(args, f"\nstopped at step {trainer.state.global_step:,}; the same command goes on from there")
         raise SystemExit(128 + stop.received)
+    model = whole_model(
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    )
     if trainer.is_world_process_zero():
-        finish(trainer, result, data_args, facts, tokens_per_step)
+        finish(trainer, model, result, data_args, facts, tokens_per_step)
         if args.push_to_hub:
             publish(trainer)
 
@@ -186,25 +218,108 @@ def train(
 # ---- Before training -----------------------------------------------------------------------------------------------
 
 
-def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
-    from transformers.trainer_utils import get_last_checkpoint
+def check_numbers(args: CausalLMTrainingArguments) -> None:
+    rules = [
+        ("per_device_train_batch_size", args.per_device_train_batch_size >= 1, "at least 1"),
+        ("per_device_eval_batch_size", args.per_device_eval_batch_size >= 1, "at least 1"),
+        ("gradient_accumulation_steps", args.gradient_accumulation_steps >= 1, "at least 1"),
+        ("num_train_epochs", args.max_steps > 0 or 0 < args.num_train_epochs < math.inf, "above 0"),
+        ("learning_rate", 0 <= args.learning_rate < math.inf, "0 or more"),
+        ("muon_learning_rate", 0 <= args.muon_learning_rate < math.inf, "0 or more"),
+        ("weight_decay", 0 <= args.weight_decay < math.inf, "0 or more"),
+        ("adam_beta1", 0 <= args.adam_beta1 < 1, "at least 0 and below 1"),
+        ("adam_beta2", 0 <= args.adam_beta2 < 1, "at least 0 and below 1"),
+        ("seed", 0 <= args.seed < 1 << 32, "between 0 and 4,294,967,295"),
+        ("eval_steps", args.eval_steps is None or args.eval_steps > 0, "above 0"),
+        ("save_steps", args.save_steps > 0, "above 0"),
+        ("logging_steps", args.logging_steps > 0, "above 0"),
+    ]
+    for name, is_right, allowed in rules:
+        if not is_right:
+            raise UserError(f"--{name} must be {allowed}, got {getattr(args, name)}")
 
-    if args.resume_from_checkpoint in ("true", "True"):
-        args.resume_from_checkpoint = True
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"{output_dir} is not a folder; choose another --output_dir")
-    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-    if args.resume_from_checkpoint:
-        given = last if args.resume_from_checkpoint is True else args.resume_from_checkpoint
-        if given is None or not os.path.isdir(given):
-            raise UserError(f"no checkpoint to resume from in {given or output_dir}")
+
+def check_output_dir(output_dir: Path, args: CausalLMTrainingArguments) -> None:
+    from modeling_gptlite.training.checkpoints import all_checkpoints
+
+    resume = args.resume_from_checkpoint = str(args.resume_from_checkpoint or "false")
+    for path in (output_dir, *output_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is not a folder; choose another --output_dir")
+    if resume.lower() not in ("auto", "true", "false"):
+        if not os.path.isdir(resume):
+            raise UserError(f"no checkpoint to resume from in {resume}; allowed are auto, true, false or a checkpoint")
+        return
+    args.resume_from_checkpoint = resume.lower()
+    if resume.lower() == "true":
+        if not all_checkpoints(output_dir):
+            raise UserError(f"no checkpoint to resume from in {output_dir}")
     elif (output_dir / "run.json").exists():
         raise UserError(f"{output_dir} holds a finished run; choose another --output_dir, or delete the folder")
-    elif last is not None:
+    elif resume.lower() == "false" and all_checkpoints(output_dir):
         raise UserError(
-            f"{output_dir} holds an unfinished run; add --resume_from_checkpoint true to go on with it, "
-            "choose another --output_dir, or delete the folder"
+            f"{output_dir} holds an unfinished run; --resume_from_checkpoint auto goes on with it, "
+            "or choose another --output_dir, or delete the folder"
         )
+
+
+def identify(given: dict[str, Any], args: CausalLMTrainingArguments, data: dict, tokenizer, model) -> dict[str, Any]:
+    """What makes a run the one it is; whoever goes on with it must agree in all of this."""
+    settings = {
+        name: value
+        for name, value in given.items()
+        if name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
+    }
+    return json.loads(
+        json.dumps(
+            {
+                **settings,
+                "text (sha256)": data["sha256"],
+                "tokenizer (sha256)": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+                "tokens to train and validate": [data["train_tokens"], data["validation_tokens"]],
+                "context_length": data["context_length"],
+                "parameters": model.num_parameters(),
+                "max_steps": args.max_steps,
+                "windows per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+                "precision": describe_precision(args),
+            },
+            default=str,
+        )
+    )
+
+
+def find_checkpoint(args: CausalLMTrainingArguments, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, whole and of this very run; or None to begin."""
+    from accelerate.utils import broadcast_object_list
+
+    from modeling_gptlite.training import checkpoints
+
+    found = [None]
+    if args.process_index == 0 and args.resume_from_checkpoint in ("auto", "true"):
+        found = [checkpoints.newest_whole(Path(args.output_dir), on_damage=lambda sentence: say(args, sentence))]
+    elif args.process_index == 0 and args.resume_from_checkpoint != "false":
+        found = [Path(args.resume_from_checkpoint)]
+        if reason := checkpoints.damage(found[0]):
+            raise UserError(f"{found[0]} is no whole checkpoint: {reason}")
+    if args.world_size > 1:
+        broadcast_object_list(found)
+    (checkpoint,) = found
+    if checkpoint is not None:
+        check_identity(checkpoint, checkpoints.recorded_run(checkpoint), identity)
+        say(args, f"going on from {checkpoint.name}")
+    return checkpoint
+
+
+def check_identity(checkpoint: Path, recorded: dict[str, Any], identity: dict[str, Any]) -> None:
+    groups = (ModelArguments, DataArguments, CausalLMTrainingArguments)
+    defaults = {field.name: field.default for group in groups for field in fields(group)}
+    for name in dict.fromkeys([*recorded, *identity]):
+        before, now = (run.get(name, defaults.get(name)) for run in (recorded, identity))
+        if before != now:
+            raise UserError(
+                f"{checkpoint} is of another run, with {name} {before}, not {now}; "
+                "go back to that, or choose another --output_dir"
+            )
 
 
 def check_report_to(args: CausalLMTrainingArguments) -> None:
@@ -321,6 +436,8 @@ def build_config(model_args: ModelArguments, **fields):
 
     try:
         overrides = json.loads(model_args.model_overrides or "{}")
+        if not isinstance(overrides, dict):
+            raise UserError(f"--model_overrides must be a JSON object of fields, got {model_args.model_overrides}")
         return GPTLiteConfig.from_preset(model_args.preset, **{**fields, **overrides})
     except json.JSONDecodeError as error:
         raise UserError(f"--model_overrides is not JSON: {error}") from error
@@ -334,7 +451,7 @@ def make_windows(source, tokenizer, model, data_args: DataArguments, args: Causa
     from modeling_gptlite.training.examples import EvaluationExamples, ExampleSource, ShuffledExamples
 
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    context = data_args.context_length or longest
+    context = longest if data_args.context_length is None else data_args.context_length
     if context is None:
         raise UserError(f"a {type(model).__name__} states no context; give --context_length")
     if context < 1 or (longest and context > longest):
@@ -413,26 +530,28 @@ def origin(name_or_path: str | None) -> dict[str, str | None]:
     return {"base_model": None if is_local else name, "fine_tuned_from": name}
 
 
+def describe_precision(args: CausalLMTrainingArguments) -> str:
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+
+
 def describe_speed(args: CausalLMTrainingArguments) -> str:
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     compiled = "compiled" if args.torch_compile else "not compiled"
-    return f"{precision}, {compiled}, {args.world_size} x {args.device.type}"
+    return f"{describe_precision(args)}, {compiled}, {args.world_size} x {args.device.type}"
 
 
 def say(args: CausalLMTrainingArguments, line: str) -> None:
     if args.process_index == 0:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 # ---- After training ------------------------------------------------------------------------------------------------
 
 
-def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> None:
+def finish(trainer, model, result, data_args, facts: dict, tokens_per_step: int) -> None:
     """Evaluate in full precision, sample, and save the folder that the Hub gets."""
-    from modeling_gptlite.training import callbacks, metrics, plots, report
+    from modeling_gptlite.training import callbacks, checkpoints, metrics, plots, report
 
     args, tokenizer = trainer.args, trainer.processing_class
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     output_dir = Path(args.output_dir)
 
     loss = metrics.evaluate_loss(model, trainer.eval_dataset, args.per_device_eval_batch_size)
@@ -450,18 +569,20 @@ def finish(trainer, result, data_args, facts: dict, tokens_per_step: int) -> Non
         )
     step = trainer.state.best_global_step or trainer.state.global_step
     record = make_record(trainer, facts, step, loss, tokens_per_step, result.metrics["train_runtime"], sample)
-    model.save_pretrained(output_dir)
-    model.generation_config.save_pretrained(output_dir)  # which an adapter does not save
-    tokenizer.save_pretrained(output_dir)
-    levels = plots.published_levels(facts["data"])
-    plots.plot_run(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png", levels)
-    card = report.render_card(CARD_TEMPLATE, record, output_dir.name)
-    (output_dir / "README.md").write_text(card, encoding="utf-8")
-    report.write_run(output_dir, record)  # last: its presence says that the run is finished
-    print(f"\n{sample}\n")
-    print(
+    with checkpoints.writing("the finished model", output_dir):
+        model.save_pretrained(output_dir)
+        model.generation_config.save_pretrained(output_dir)  # which an adapter does not save
+        tokenizer.save_pretrained(output_dir)
+        levels = plots.published_levels(facts["data"])
+        plots.plot_run(trainer.state.log_history, tokens_per_step, output_dir.name, output_dir / "loss.png", levels)
+        card = report.render_card(CARD_TEMPLATE, record, output_dir.name)
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
+        report.write_run(output_dir, record)  # last: its presence says that the run is finished
+    print(f"\n{shown(sample)}\n")
+    say(
+        args,
         f"validation loss {loss:.4f} nats per token, {record['results']['bits_per_character']:.3f} bits per character, "
-        f"after {record['results']['train_seconds']:.0f} s of training; saved in {output_dir}"
+        f"after {record['results']['train_seconds']:.0f} s of training; saved in {output_dir}",
     )
 
 

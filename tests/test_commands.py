@@ -115,12 +115,13 @@ def test_a_finished_run_is_not_written_over(trained, text_file, capsys):
     assert files(trained) == before
 
 
-def test_an_unfinished_run_is_not_written_over(trained, text_file, tmp_path, capsys):
+def test_an_unfinished_run_is_not_written_over(text_file, tmp_path, capsys):
     (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
     refused(
         train.main,
         f"--train_file={text_file}",
         f"--output_dir={tmp_path / 'run'}",
+        "--resume_from_checkpoint=false",
         capsys=capsys,
         told=["unfinished run", "--resume_from_checkpoint"],
     )

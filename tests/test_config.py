@@ -39,7 +39,7 @@ def test_presets_have_exactly_the_documented_parameters(preset, vocab_size, coun
             {"num_attention_heads": 6, "num_key_value_heads": 4},
             ["num_attention_heads", "6", "num_key_value_heads", "4"],
         ),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers", "0", "at least 1"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "0", "between 1 and"]),
         ({"vocab_size": -1}, ["vocab_size", "-1"]),
         ({"hidden_act": "rellu"}, ["hidden_act", "rellu", "relu"]),
         ({"norm_type": "batchnorm"}, ["norm_type", "batchnorm", "rmsnorm", "layernorm"]),

@@ -16,6 +16,7 @@ TRAINING = {
     "numpy",
     "peft",
     "sacrebleu",
+    "safetensors",
     "torch",
     "transformers",
 }
@@ -27,7 +28,8 @@ ALLOWED = {
     "modeling_gptlite/decoding.py": {"torch", "transformers"},
     "modeling_gptlite/formats.py": {"torch", "transformers", ".conversion", ".modeling_gptlite"}
     | {"gguf", "llama_cpp", "onnx", "onnxruntime", "onnxscript"},
-    "modeling_gptlite/training/*.py": TRAINING | {".attention", ".data", ".hub", ".metrics", ".optim", ".report"},
+    "modeling_gptlite/training/*.py": TRAINING
+    | {".attention", ".checkpoints", ".data", ".hub", ".metrics", ".optim", ".report"},
     "tokenization/*.py": {"tokenizers", "transformers", "numpy", ".builders", ".corpus"},
 }
 

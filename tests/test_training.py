@@ -141,9 +141,9 @@ def test_a_signal_ends_training_with_a_checkpoint_to_go_on_from(
     monkeypatch.setattr(Trainer, "training_step", interrupted)
     with pytest.raises(SystemExit, match=str(128 + number)):
         train_tiny(text_file, tmp_path / "run")
-    assert "stopped at step 14; --resume_from_checkpoint true goes on" in capsys.readouterr().out
+    assert "stopped at step 14; the same command goes on" in capsys.readouterr().out
     monkeypatch.undo()
-    train_tiny(text_file, tmp_path / "run", "--resume_from_checkpoint=true")
+    train_tiny(text_file, tmp_path / "run")
     resumed, undisturbed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", trained))
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
 

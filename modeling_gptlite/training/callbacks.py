@@ -136,6 +136,8 @@ def _indented(text: str) -> str:
 class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at once.
 
+    Where many processes train, all of them stop at the next logging step after any was told to: at the same one.
+
     Attributes:
         received: The signal's number, or 0.
     """
@@ -151,6 +153,12 @@ class StopOnSignal(TrainerCallback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            if state.global_step % state.logging_steps:
+                return  # the loss is read from the device at logging steps only; this is no more often
+            received = torch.tensor(self.received, device=args.device)
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+            self.received = int(received)
         if self.received:
             control.should_save = control.should_training_stop = True
 

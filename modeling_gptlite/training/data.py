@@ -153,7 +153,9 @@ def load_rows(name: str, config: str | None, streaming: bool):
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(name, config, split="train", streaming=streaming)
+        rows = datasets.load_dataset(name, config, split="train", streaming=streaming)
+        next(iter(rows), None)  # a streamed one is read only now
+        return rows
     except Exception as error:  # the library raises a dozen kinds, most of them about the network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"cannot load the data set {name!r}: {reason}") from error

@@ -5,20 +5,24 @@ trainer = CausalLMTrainer(model, args, train_dataset=RandomWindows(...), eval_da
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import CommitInfo
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, rotate_checkpoints
 from transformers.utils import PushInProgress, is_torch_bf16_gpu_available
 
 from .attention import SHORT_WINDOWS
+from .checkpoints import ASIDE, CheckpointError, damage, put_in_place, seal, writing
 from .data import whole_batch
 from .hub import push_folder
 from .metrics import mean_loss, window_losses
@@ -31,6 +35,13 @@ class CausalLMTrainingArguments(TrainingArguments):
     """The Trainer's arguments; some defaults suit small language models better, and four are new."""
 
     output_dir: str = field(default="out/model", metadata={"help": "Folder for the model and its checkpoints."})
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto goes on with the unfinished run that the output folder holds, if there is one; true insists "
+            "on one, false refuses to; or the folder of a checkpoint."
+        },
+    )
     optimizer: Literal["adamw", "muon", "trainer"] = field(
         default="adamw",
         metadata={
@@ -92,6 +103,8 @@ class CausalLMTrainingArguments(TrainingArguments):
         self.logging_nan_inf_filter = False  # it reads the loss back from the device at every step
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": self.min_learning_rate_ratio}
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # there are none, and looking for them costs time at each step
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else `bf16` is refused for want of a GPU
         if self.short_context is not None and self.short_context < 1:
@@ -112,6 +125,29 @@ class CausalLMTrainingArguments(TrainingArguments):
         return is_torch_bf16_gpu_available()
 
 
+def whole_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, or where its parameters are sharded (FSDP2) a gathered copy on the CPU, filled on rank 0.
+
+    All processes must call it together.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    copy = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    if torch.distributed.get_rank() == 0:
+        copy.load_state_dict(weights)
+    return copy
+
+
+class _FindBest(TrainerCallback):
+    """The best checkpoint of a resumed run is beside the others, wherever the folder was when it was recorded."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+
 class CausalLMTrainer(Trainer):
     """`Trainer` for packed windows: exact evaluation of the whole split, checkpoints that load anywhere."""
 
@@ -120,14 +156,17 @@ class CausalLMTrainer(Trainer):
         model: PreTrainedModel,
         args: CausalLMTrainingArguments,
         card: Callable[["CausalLMTrainer"], str | None] | None = None,
+        run: dict[str, Any] | None = None,
         **kwargs,
     ):
         """As the Trainer's.
 
         Args:
             card: Renders the model card of a checkpoint that is pushed while training goes on.
+            run: Plain values that tell this run from others, for the manifests of its checkpoints.
         """
-        self.card = card
+        self.card, self.run = card, run or {}
+        self._is_saving_aside = False
         self._use_cache = model.config.use_cache
         adamw = {
             "learning_rate": args.learning_rate,
@@ -145,6 +184,7 @@ class CausalLMTrainer(Trainer):
         if args.short_context and (context is None or context % args.short_context):
             raise ValueError(f"short_context {args.short_context} must divide the windows' context of {context}")
         super().__init__(model, args, optimizer_cls_and_kwargs=factories[args.optimizer], **kwargs)
+        self.add_callback(_FindBest)
 
     def train(self, *args, **kwargs):
         """As the Trainer's, with the attention that trains fastest where this runs."""
@@ -186,6 +226,52 @@ class CausalLMTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_loss": mean_loss(per_window)}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
 
+    def _save_checkpoint(self, model, trial) -> None:
+        """As the Trainer's, but aside and then renamed, so that what bears a checkpoint's name is whole."""
+        output_dir = Path(self._get_output_dir(trial))
+        folder = self._checkpoint(self.state.global_step)
+        aside = output_dir / ASIDE / folder.name
+        if self.args.should_save:
+            shutil.rmtree(output_dir / ASIDE, ignore_errors=True)  # of a run that was killed while it wrote
+        self.accelerator.wait_for_everyone()
+        with writing(folder.name, output_dir):
+            self._is_saving_aside = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._is_saving_aside = False
+            self.accelerator.wait_for_everyone()
+            best = self.state.best_global_step and self._checkpoint(self.state.best_global_step)
+            if best and (best == folder or best.is_dir()):
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+                seal(aside, self.run)
+                put_in_place(aside, folder)
+                (output_dir / ASIDE).rmdir()
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial) -> str:
+        output_dir = super()._get_output_dir(trial)
+        return os.path.join(output_dir, ASIDE) if self._is_saving_aside else output_dir
+
+    def _checkpoint(self, step: int) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        if reason := damage(best):
+            raise CheckpointError(
+                f"{best}, the best one, is damaged ({reason}); --load_best_model_at_end false takes the last one"
+            )
+        super()._load_best_model()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
         # A pickle, with the Hub token and local paths inside; nothing reads it back.
@@ -207,8 +293,8 @@ class CausalLMTrainer(Trainer):
         return self._push(self.args.output_dir, commit_message, card, run_as_future=False, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
+        if self._is_saving_aside or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return  # a checkpoint is pushed once it is whole
         if self.push_in_progress is not None and not self.push_in_progress.is_done():
             return  # the next checkpoint will do
         message = f"Training in progress, step {self.state.global_step}"
