@@ -13,7 +13,7 @@ train: $(VENV)/.train
 	$(RUN) -m scripts.train --config recipes/quickstart.yaml --output_dir $(OUT)
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
@@ -22,7 +22,7 @@ lint: $(VENV)/.dev
 floor:
 	$(PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/python -m pip install --quiet torch==2.13.0 transformers==5.17.0 --editable ".[test]"
-	$(VENV)-floor/bin/python -m pytest
+	$(VENV)-floor/bin/python -m pytest --numprocesses auto
 
 $(VENV)/.train: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,6 @@
 """What a person sees while a model trains, a line that moves and samples; and how training ends when it is told to."""
 
+import contextlib
 import signal
 import sys
 import textwrap
@@ -82,7 +83,8 @@ class Samples(TrainerCallback):
             return
         text = write_sample(model, self.tokenizer, self.prompt, **self.settings)
         state.log_history[-1]["sample"] = text
-        (Path(args.output_dir) / SAMPLES_FILE).write_text(render_samples(state.log_history), encoding="utf-8")
+        with contextlib.suppress(OSError):  # on a full disk, the next checkpoint says so
+            (Path(args.output_dir) / SAMPLES_FILE).write_text(render_samples(state.log_history), encoding="utf-8")
         print(_indented(text), file=self.stream, flush=True)
 
 

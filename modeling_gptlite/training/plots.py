@@ -20,7 +20,7 @@ def published_levels(data: dict[str, Any]) -> dict[str, float]:
         data: What `run.json` says of the text.
     """
     same_text = data["sha256"] == TINYSHAKESPEARE_SHA256 and data["validation_characters"] == 111_540
-    by_character = data["train_tokens"] == data["train_characters"]
+    by_character = data["train_tokens"] == data.get("train_characters")
     return TINYSHAKESPEARE_LEVELS if same_text and by_character else {}
 
 
