@@ -58,6 +58,7 @@ def train_step(rank: int, size: dict, port: int, result: str) -> None:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     if size["processes"] > 1:
+        torch.distributed.barrier()  # none leaves while another still talks to it
         torch.distributed.destroy_process_group()
     if rank == 0:
         figures = {
