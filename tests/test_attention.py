@@ -44,6 +44,16 @@ def test_packed_texts_do_not_see_each_other():
     torch.testing.assert_close(loss_and_gradient(model, SHORT_WINDOWS, position_ids=position_ids), expected)
 
 
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+def test_a_text_is_continued_as_with_eager_attention(build):
+    model = build().eval()
+    texts = []
+    for attention in ("eager", SHORT_WINDOWS):
+        model.set_attn_implementation(attention)
+        texts.append(model.generate(IDS[:1], max_new_tokens=12, do_sample=False, pad_token_id=0))
+    assert torch.equal(*texts)
+
+
 def test_dropout_is_drawn_in_training_only():
     model = tiny_model("modern-1m", attention_dropout=0.5)
     model.set_attn_implementation(SHORT_WINDOWS)
