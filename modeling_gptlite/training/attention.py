@@ -37,7 +37,8 @@ def short_window_attention(
     if attention_mask is None:
         seen = weights.shape[-1] - weights.shape[-2]  # tokens in a cache, before the first query
         attention_mask = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).tril(seen)
-    hidden = torch.zeros((), dtype=weights.dtype, device=weights.device).masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
+    nothing = torch.zeros((), dtype=weights.dtype, device=weights.device)
+    hidden = nothing.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
     with torch.autocast(weights.device.type, enabled=False):  # the kernel itself adds up in fp32
         weights = torch.softmax(weights + hidden, dim=-1)
     weights = torch.nn.functional.dropout(weights, p=dropout, training=module.training)
