@@ -23,7 +23,7 @@ SIZES = {
     "cpu": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "context": 64, "batch": 12},
     "10m": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "context": 256, "batch": 8},
 }
-STEPS = {"cpu": 200, "10m": 8}
+STEPS = {"cpu": 100, "10m": 6}
 OURS = ["gptlite nanogpt fp32", "gptlite nanogpt auto", "gptlite modern fp32", "gptlite modern auto"]
 THEIRS = ["GPT-2, same Trainer", "GPT-2, transformers' Trainer", "Qwen3, same Trainer"]
 
