@@ -192,16 +192,7 @@ def train(
     if data_args.eval_sample_length:
         writing = {"length": data_args.eval_sample_length, "seed": args.seed, "longest": longest_text(model)}
         trainer.add_callback(Samples(tokenizer, data_args.sample_prompt, **writing))
-    kind = "examples" if "examples" in data else "tokens"
-    say(
-        args,
-        f"{data['name']}: {data[f'train_{kind}']:,} {kind} to train on, {data[f'validation_{kind}']:,} to validate",
-    )
-    trained = f"{model.num_parameters(only_trainable=True):,} of " if model_args.lora_r else ""
-    say(
-        args,
-        f"{trained}{model.num_parameters():,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}",
-    )
+    announce(args, data, model, tokens_per_step)
     result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if stop.received and trainer.state.global_step < args.max_steps:
         say(args, f"\nstopped at step {trainer.state.global_step:,}; the same command goes on from there")
@@ -528,6 +519,16 @@ def origin(name_or_path: str | None) -> dict[str, str | None]:
     is_local = os.path.isdir(name_or_path)
     name = Path(name_or_path).resolve().name if is_local else name_or_path
     return {"base_model": None if is_local else name, "fine_tuned_from": name}
+
+
+def announce(args: CausalLMTrainingArguments, data: dict, model, tokens_per_step: int) -> None:
+    """What is going to train on what, in two lines."""
+    kind = "examples" if "examples" in data else "tokens"
+    texts = f"{data[f'train_{kind}']:,} {kind} to train on, {data[f'validation_{kind}']:,} to validate"
+    say(args, f"{data['name']}: {texts}")
+    trained, parameters = model.num_parameters(only_trainable=True), model.num_parameters()
+    some = f"{trained:,} of " if trained < parameters else ""
+    say(args, f"{some}{parameters:,} parameters, {tokens_per_step:,} tokens a step, {describe_speed(args)}")
 
 
 def describe_precision(args: CausalLMTrainingArguments) -> str:

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, SequentialSampler
 
-from .data import IGNORED, EvaluationWindows, whole_batch
+from .data import IGNORED, EvaluationWindows
+from .metrics import predictions
 
 
 _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2 ** 64
@@ -36,22 +35,15 @@ class TokenScores:
     hits: np.ndarray
 
 
-@torch.inference_mode()
 def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> TokenScores:
     """Score every target of `windows` in the model's own precision; the mean of `losses` is `evaluate_loss`."""
-    was_training = model.training
-    model.eval()
-    loader = DataLoader(windows, batch_size, sampler=SequentialSampler(windows), collate_fn=whole_batch)
     batches = []
-    for batch in loader:
-        logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
-        targets = batch["shift_labels"].to(model.device)
+    for logits, targets in predictions(model, windows, batch_size):
         counted = targets.ne(IGNORED)
         log_probabilities, targets = logits.float().log_softmax(-1)[counted], targets[counted]
         best, guesses = log_probabilities.max(-1)
         losses = -log_probabilities.gather(-1, targets[:, None])[:, 0]
         batches.append([tensor.cpu().numpy() for tensor in (losses, best.exp(), guesses.eq(targets))])
-    model.train(was_training)
     return TokenScores(*map(np.concatenate, zip(*batches, strict=True)))
 
 

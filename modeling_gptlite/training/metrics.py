@@ -4,6 +4,7 @@ result = evaluate_loss(model, EvaluationWindows(ids, context=256))
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
@@ -34,17 +35,19 @@ def mean_loss(per_window: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
 
 
 @torch.inference_mode()
-def evaluate_loss(model, windows: EvaluationWindows, batch_size: int = 64) -> float:
-    """Mean -ln p per token over all of `windows`, in the model's own precision."""
+def predictions(model, windows: EvaluationWindows, batch_size: int = 64) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The logits `(batch, tokens, vocab_size)` and targets `(batch, tokens)` of all `windows`, batch after batch."""
     was_training = model.training
     model.eval()
-    loader = DataLoader(windows, batch_size, sampler=SequentialSampler(windows), collate_fn=whole_batch)
-    per_window = []
-    for batch in loader:
+    for batch in DataLoader(windows, batch_size, sampler=SequentialSampler(windows), collate_fn=whole_batch):
         logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
-        per_window.append(window_losses(logits, batch["shift_labels"].to(model.device)))
+        yield logits, batch["shift_labels"].to(model.device)
     model.train(was_training)
-    return mean_loss(per_window)
+
+
+def evaluate_loss(model, windows: EvaluationWindows, batch_size: int = 64) -> float:
+    """Mean -ln p per token over all of `windows`, in the model's own precision."""
+    return mean_loss([window_losses(*batch) for batch in predictions(model, windows, batch_size)])
 
 
 def perplexity(loss: float) -> float:

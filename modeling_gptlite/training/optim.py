@@ -64,8 +64,12 @@ class StackedMuon(Muon):
     """torch's Muon, with the same state, that orthogonalises all matrices of one shape in one batched product.
 
     A small model has dozens of small matrices, and one at a time leaves cores idle: a step of the optimizer takes
-    1.3 to 1.8 times as long on two CPU cores (`benchmarks/train_speed.py`), and launches a kernel each on a GPU.
+    1.3 to 1.8 times as long on two CPU cores (`benchmarks/tuning.md`), and launches a kernel each on a GPU. Momentum is
+    Nesterov's, and rates are scaled as in the original.
     """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -79,7 +83,7 @@ class StackedMuon(Muon):
             if not params:
                 continue
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-            updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
+            updates = torch._foreach_lerp(grads, momenta, group["momentum"])
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             shapes = {param.shape for param in params}
