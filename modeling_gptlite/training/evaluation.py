@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .data import IGNORED, EvaluationWindows
 from .metrics import predictions
