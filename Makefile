@@ -1,14 +1,19 @@
-# make train   environment, data, recipes/quickstart.yaml, evaluation, sample, saved model in out/quickstart
-# make test    environment, then the whole test-suite
-# make lint    ruff's checks and formatting
-# make floor   the test-suite with the oldest transformers that pyproject.toml admits
+# make train    create .venv, train recipes/quickstart.yaml, save the model in out/quickstart
+# make test     create .venv, run all tests
+# make lint     lint rules, formatting, spelling and types
+# make floor    run all tests with the oldest transformers that pyproject.toml allows
+# make newest   run all tests with the newest packages that pyproject.toml allows
+# make fuzz     run the fuzz tests with new random examples for FUZZ_MINUTES (10)
+# make matrix   load a saved folder under the oldest, a middle and the newest transformers of the package registry
+# make golden   compare the golden runs with their records; UPDATE=1 writes the record for this kind of CPU
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 OUT ?= out/quickstart
+FUZZ_MINUTES ?= 10
 
-.PHONY: train test lint floor
+.PHONY: train test lint floor newest golden matrix fuzz
 train: $(VENV)/.train
 	$(RUN) -m scripts.train --config recipes/quickstart.yaml --output_dir $(OUT)
 
@@ -18,11 +23,27 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m codespell_lib
+	$(RUN) -m mypy
 
 floor:
 	$(PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/python -m pip install --quiet torch==2.13.0 transformers==5.17.0 --editable ".[test]"
 	$(VENV)-floor/bin/python -m pytest --numprocesses auto
+
+newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[test]"
+	$(VENV)-newest/bin/python -m pytest --numprocesses auto
+
+golden: $(VENV)/.train
+	$(RUN) -m benchmarks.golden $(if $(UPDATE),--update)
+
+fuzz: $(VENV)/.dev
+	$(RUN) -m benchmarks.fuzz --minutes $(FUZZ_MINUTES)
+
+matrix: $(VENV)/.train
+	$(RUN) -m benchmarks.matrix
 
 $(VENV)/.train: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

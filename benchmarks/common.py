@@ -1,8 +1,8 @@
-"""What the benchmarks share: the text, measuring in turn, ratios with their spread, the record of a run, nanoGPT.
+"""Shared by the benchmarks: the text, alternating measurements, ratios with their spread, records, nanoGPT.
 
-Every benchmark measures this package and its peers in turn (A B A B ...) in one invocation and takes ratios round by
-round, so that a machine that slows down slows both. A measurement is a process of its own: so is its peak memory, and
-nothing that one leaves behind helps or hurts the next.
+Every benchmark measures this package and its peers alternately (A B A B ...) in one invocation and computes ratios
+round by round, so that a slower minute affects both sides. Each measurement runs in a new process, so peak memory is
+its own and no cache carries over to the next one.
 """
 
 import importlib.util
@@ -22,18 +22,18 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def corpus_ids():
-    """Tiny Shakespeare's two splits as ids of its 65 characters."""
-    from modeling_gptlite.training.data import load_source
+    """The training and validation split of tiny Shakespeare as ids of its 65 characters."""
+    from modeling_gptlite.data.sources import SourceArguments, open_source
     from tokenization import build_char_tokenizer, encode_corpus
 
-    text = "".join(load_source("tinyshakespeare").pieces())
+    text = "".join(open_source(SourceArguments(dataset="tinyshakespeare")).texts())
     tokenizer = build_char_tokenizer(text, special_tokens=False)
     cut = int(len(text) * 0.9)
     return encode_corpus(text[:cut], tokenizer), encode_corpus(text[cut:], tokenizer)
 
 
 def load_nanogpt(folder: str | Path):
-    """The module `model.py` of a checkout of nanoGPT, which is never copied into this repository."""
+    """The module `model.py` of a nanoGPT checkout; its code is not part of this repository."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -42,12 +42,15 @@ def load_nanogpt(folder: str | Path):
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has had resident so far."""
+    """Peak resident memory of this process so far, without that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, what `getrusage` tells begins with the parent's peak
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def in_a_process(module: str, *arguments: str) -> dict:
-    """Run `python -m MODULE ARGUMENTS` and read the JSON object that is its last line."""
+    """Run `python -m MODULE ARGUMENTS` and return the JSON object in the last line of its output."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -56,7 +59,7 @@ def in_a_process(module: str, *arguments: str) -> dict:
 
 
 def measure_in_turn(measures: dict[str, Callable[[], dict]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Call every measure once a round; gives for each name and figure the values of all rounds."""
+    """Call every measure once per round. Returns the values of all rounds, by name and figure."""
     results: dict[str, dict[str, list[float]]] = {name: {} for name in measures}
     for number in range(rounds):
         for name, measure in measures.items():
@@ -69,7 +72,7 @@ def measure_in_turn(measures: dict[str, Callable[[], dict]], rounds: int) -> dic
 
 
 def ratios(results: dict, figure: str, pairs: list[tuple[str, str]]) -> dict[str, dict[str, float]]:
-    """Of `figure`, ours over theirs, round by round: median, smallest, largest."""
+    """Ours divided by theirs for `figure`, computed in each round: median, minimum and maximum."""
     table = {}
     for ours, theirs in pairs:
         if ours in results and theirs in results:
@@ -84,14 +87,29 @@ def ratios(results: dict, figure: str, pairs: list[tuple[str, str]]) -> dict[str
     return table
 
 
-def record(name: str, what: str, **fields) -> None:
-    """Write `results/NAME.json`: what was measured, on what, when, and the figures."""
-    from modeling_gptlite.training.report import describe_environment
-
-    RESULTS.mkdir(exist_ok=True)
-    entry = {
-        "what": what,
-        "environment": describe_environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        **fields,
+def cpu_facts() -> dict[str, str | bool]:
+    """The instructions that decide how fast a CPU multiplies, and which of them PyTorch uses (its `capability`)."""
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "vnni": torch.cpu._is_vnni_supported(),
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(entry, indent=2) + "\n")
+
+
+def cpu_kind() -> str:
+    """What a record's name ends with, so that each kind of CPU keeps its own: "avx2", "avx512", "avx512-bf16", ..."""
+    facts = cpu_facts()
+    kind = str(facts["capability"]).lower()
+    matrices = "-amx" if facts["amx"] else "-bf16" if facts["bf16"] else ""
+    return kind + matrices if kind.startswith("avx512") else kind
+
+
+def record(name: str, what: str, folder: Path = RESULTS, **fields) -> None:
+    """Write `NAME.json` in `folder`: what was measured, the environment and its CPU, the date, and the figures."""
+    from modeling_gptlite.runs.record import describe_environment
+
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = describe_environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    entry = {"what": what, "environment": {**environment, "cpu": cpu_facts()}, **fields}
+    (folder / f"{name}.json").write_text(json.dumps(entry, indent=2) + "\n")

@@ -1,20 +1,31 @@
-"""Sixty-four people at the demo at once: does each get the text of their own seed, and does memory stay bounded?
+"""64 visitors use the demo page at the same time: does each get the text of its seed, and does memory stay bounded?
 
     python -m benchmarks.demo_load --model out/quickstart
 
-The page runs in a process of its own and is asked over HTTP by Gradio's client (`pip install 'gptlite[demo]'`). Every
-client asks several times; what it gets is compared with the text that a quiet page gives for the same seed.
+The demo runs in a separate process and receives requests over HTTP (`pip install "gptlite[demo]"`). Every round has two
+more visitors: one reads its text slowly, one disconnects while its text is written. Each complete text is compared with
+the one that an idle demo gives for the same seed.
 """
 
 import argparse
+import json
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from benchmarks import common
+
+
+PROMPT = "\n"  # which every vocabulary has
+SECONDS_TO_START = 120
+SLOW_READ, SLOW_PAUSE = 512, 0.02  # bytes, seconds
 
 
 def resident_megabytes(process: int) -> float:
@@ -22,61 +33,114 @@ def resident_megabytes(process: int) -> float:
         return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) / 1024
 
 
-def ask(url: str, seed: int, tokens: int) -> str:
-    """The text that the page writes for a seed, as the client shows it: HTML."""
-    from gradio_client import Client
+def open_stream(url: str, seed: int, tokens: int):
+    """Ask for a text; returns the response, in which its versions arrive as server-sent events."""
+    data = json.dumps({"data": [PROMPT, 0.8, 0, 1, tokens, 1, seed, True]}).encode()
+    request = urllib.request.Request(f"{url}/gradio_api/call/write", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=SECONDS_TO_START) as response:
+        event = json.load(response)["event_id"]
+    return urllib.request.urlopen(f"{url}/gradio_api/call/write/{event}", timeout=600)
 
-    client = Client(url, verbose=False)
-    _, _, text, *_ = client.predict("ROMEO:", 0.8, 0, 1, tokens, 1, seed, api_name="/write")
-    return text
+
+def ask(url: str, seed: int, tokens: int, slowly: bool = False) -> str:
+    """The text of a seed, as HTML."""
+    with open_stream(url, seed, tokens) as response:
+        content = b"".join(read_slowly(response)) if slowly else response.read()
+    name, data = re.findall(r"event: (\w+)\ndata: (.*)", content.decode())[-1]
+    if name != "complete":
+        raise RuntimeError(f"the demo answered {name}: {data}")
+    return json.loads(data)[0]
 
 
-def main():
+def read_slowly(response) -> Iterator[bytes]:
+    while part := response.read(SLOW_READ):
+        time.sleep(SLOW_PAUSE)
+        yield part
+
+
+def leave(url: str, tokens: int) -> None:
+    """Ask for a text and disconnect when its first part has arrived."""
+    with open_stream(url, 0, tokens) as response:
+        response.readline()
+
+
+def serve(model: str, port: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "scripts.demo", "--model", model, "--port", str(port)]
+    return subprocess.Popen(command, cwd=common.ROOT, stdout=subprocess.DEVNULL)
+
+
+def wait_until_ready(url: str, page: subprocess.Popen) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            if page.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def one_round(url: str, expected: dict[int, str], tokens: int) -> float:
+    """All visitors at once; returns the seconds until the last complete text.
+
+    Raises:
+        SystemExit: A visitor got another text than that of its seed.
+    """
+    slow = next(iter(expected))
+    together = threading.Barrier(len(expected) + 2)
+
+    def visit(seed: int, slowly: bool = False) -> tuple[str, float]:
+        together.wait()
+        began = time.perf_counter()
+        return ask(url, seed, tokens, slowly), time.perf_counter() - began
+
+    def visit_and_leave() -> None:
+        together.wait()
+        leave(url, tokens)
+
+    with ThreadPoolExecutor(len(expected) + 2) as pool:
+        answers = {seed: pool.submit(visit, seed) for seed in expected}
+        slow_answer, left = pool.submit(visit, slow, True), pool.submit(visit_and_leave)
+    left.result()
+    wrong = [seed for seed, answer in answers.items() if answer.result()[0] != expected[seed]]
+    if wrong or slow_answer.result()[0] != expected[slow]:
+        raise SystemExit(f"{len(wrong)} visitors got a text other than that of an idle demo: seeds {wrong[:8]}")
+    return max(answer.result()[1] for answer in answers.values())
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def main(argv: list[str] | None = None, results: Path = common.RESULTS):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub name of the model")
-    parser.add_argument("--clients", type=int, default=64, help="clients that ask at the same time")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each client asks")
-    parser.add_argument("--tokens", type=int, default=50, help="tokens of each text")
-    parser.add_argument("--port", type=int, default=7999, help="where the page listens")
-    options = parser.parse_args()
+    parser.add_argument("--clients", type=int, default=64, help="number of simultaneous visitors")
+    parser.add_argument("--rounds", type=int, default=3, help="requests of each visitor")
+    parser.add_argument("--tokens", type=int, default=50, help="tokens per text")
+    options = parser.parse_args(argv)
 
-    url = f"http://127.0.0.1:{options.port}"
-    command = [sys.executable, "-m", "scripts.demo", "--model", options.model, "--port", str(options.port)]
-    page = subprocess.Popen(command, cwd=common.ROOT, stdout=subprocess.DEVNULL)
+    port = free_port()
+    url, page = f"http://127.0.0.1:{port}", serve(options.model, port)
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                ask(url, 0, 10)
-                break
-            except Exception:  # the client raises what its transport raises, until the page is up
-                if page.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
+        wait_until_ready(url, page)
         expected = {seed: ask(url, seed, options.tokens) for seed in range(options.clients)}
         megabytes, seconds = [resident_megabytes(page.pid)], []
         for _ in range(options.rounds):
-            together = threading.Barrier(options.clients)
-
-            def client(seed, together=together):
-                together.wait()
-                began = time.perf_counter()
-                return ask(url, seed, options.tokens), time.perf_counter() - began
-
-            with ThreadPoolExecutor(options.clients) as pool:
-                answers = list(pool.map(client, expected))
-            wrong = [seed for seed, (text, _) in zip(expected, answers, strict=True) if text != expected[seed]]
-            if wrong:
-                raise SystemExit(f"{len(wrong)} clients got another text than a quiet page gives: seeds {wrong[:8]}")
-            seconds.append(max(waited for _, waited in answers))
+            seconds.append(one_round(url, expected, options.tokens))
             megabytes.append(resident_megabytes(page.pid))
-            print(f"{options.clients} right answers in {seconds[-1]:.1f} s, {megabytes[-1]:.0f} MB", flush=True)
+            print(f"{options.clients} correct texts in {seconds[-1]:.1f} s, {megabytes[-1]:.0f} MB", flush=True)
     finally:
         page.terminate()
         page.wait()
     common.record(
         "demo_load",
-        "clients at the demo at once: every text was that of its seed; seconds of a round, resident MB after it",
+        "simultaneous visitors of the demo, one that reads slowly and one that disconnects: every text was that of "
+        "its seed; seconds per round, resident MB after it",
+        results,
         clients=options.clients,
         tokens=options.tokens,
         seconds=seconds,

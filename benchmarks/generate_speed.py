@@ -1,16 +1,19 @@
-"""Tokens per second of `generate()` with 10.7M parameters: this package plain, in int8 and compiled, and its peers.
+"""Tokens per second of `generate()` with 10.7M parameters: plain, int8, in the engine, and other packages.
 
-    python -m benchmarks.generate_speed --nanogpt ../nanoGPT --model out/quickstart
+    python -m benchmarks.generate_speed --nanogpt ../nanoGPT --llama-cpp ../llama/bin/python --model out/quickstart
 
-Peers are transformers' GPT-2 and Qwen3 with their defaults, and nanoGPT where a checkout is given. `--model` is a
-trained model, of which the record tells how far bf16 and int8 move the validation loss. The compiled step has been
-compiled before the clock starts; how long that took is in the record, too.
+Compared are transformers' GPT-2 and Qwen3 with their default settings, nanoGPT if a checkout is given, and llama.cpp,
+which runs this package's GGUF export, one text at a time, if a Python with llama-cpp-python is given. With `--model`,
+a trained model, the record also contains its validation loss in fp32, bf16, int8 and the engine.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -18,19 +21,21 @@ from benchmarks import common
 
 
 CONTEXT = 256
+WAYS = ("plain", "int8", "engine float32", "engine int8")
+GGUF_DTYPES = ("f32", "f16", "q8_0")
 PRESETS = ("modern-10m", "classic-10m")
 
 
-def build_gptlite(preset: str, way: str, streams: int):
+def build_gptlite(preset: str, way: str):
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.decoding import compile_decoding, quantize_int8
+    from modeling_gptlite.decoding import quantize_int8
 
     model = GPTLiteForCausalLM(GPTLiteConfig.from_preset(preset, vocab_size=65)).eval()
-    if "bf16" in way:
-        model = model.bfloat16()
-    if "int8" in way:
-        model = quantize_int8(model)
-    return compile_decoding(model, streams) if "compiled" in way else model
+    if way.startswith("engine"):
+        from modeling_gptlite.engine import in_engine
+
+        return in_engine(model, int8="int8" in way)
+    return quantize_int8(model) if way == "int8" else model
 
 
 def build_gpt2():
@@ -42,13 +47,13 @@ def build_gpt2():
 
 def build_qwen3():
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.conversion import to_native
+    from modeling_gptlite.interchange.names import to_native
 
     return to_native(GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-10m", vocab_size=65))).eval()
 
 
 def writer(name: str, streams: int, tokens: int, nanogpt: str):
-    """A function that writes `tokens` tokens in each of `streams` texts."""
+    """A function that generates `tokens` tokens in each of `streams` sequences."""
     start = torch.zeros(streams, 1, dtype=torch.long)
     if name == "nanoGPT":
         module = common.load_nanogpt(nanogpt)
@@ -62,15 +67,37 @@ def writer(name: str, streams: int, tokens: int, nanogpt: str):
     elif name == "transformers Qwen3":
         model = build_qwen3()
     else:
-        model = build_gptlite(*name.split(maxsplit=1), streams)
+        model = build_gptlite(*name.split(maxsplit=1))
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     mask = torch.ones_like(start)
     return lambda: model.generate(start, attention_mask=mask, max_new_tokens=tokens, do_sample=True)
 
 
+def seconds_of_llama_cpp(dtype: str, tokens: int, python: str) -> list[float]:
+    from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+    from modeling_gptlite.interchange import Material, write
+    from tokenization import build_char_tokenizer
+
+    model = GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-10m", vocab_size=65)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        write(Material(model, build_char_tokenizer("ab"), name="model"), Path(folder), "gguf", dtype)
+        (path,) = Path(folder).glob("*.gguf")
+        command = [python, str(Path(__file__).with_name("llama_speed.py")), str(path), str(tokens)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_llama_cpp(name: str, tokens: int, python: str) -> dict:
+    """As `measure`, without the memory, which is that of another process."""
+    seconds = seconds_of_llama_cpp(name.removeprefix("llama.cpp "), tokens, python)
+    return {"tokens_per_second": tokens / statistics.median(seconds[1:]), "first_text_seconds": seconds[0]}
+
+
 def measure(name: str, streams: int, tokens: int, nanogpt: str) -> dict:
-    """Tokens per second over all streams: the median of three texts after one; slow ones are asked for fewer."""
+    """Tokens per second over all sequences: the median of three runs after a first one, fewer if they are slow."""
     torch.manual_seed(0)
     write = writer(name, streams, tokens, nanogpt)
     seconds = []
@@ -87,7 +114,7 @@ def measure(name: str, streams: int, tokens: int, nanogpt: str) -> dict:
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second at which a large tensor is read and summed: the most of ten readings."""
+    """Bytes per second while summing a large tensor: the maximum of ten attempts."""
     tensor = torch.ones(64 << 20)
     seconds = []
     for _ in range(10):
@@ -98,16 +125,17 @@ def memory_bandwidth() -> float:
 
 
 def losses_by_precision(folder: str) -> dict[str, float]:
-    """Validation loss of a trained model over tiny Shakespeare's whole validation split, in fp32, bf16 and int8."""
+    """Validation loss of a trained model on tiny Shakespeare, in fp32, bf16, int8 and the engine."""
     from modeling_gptlite import GPTLiteForCausalLM
+    from modeling_gptlite.data.windows import EvaluationWindows
     from modeling_gptlite.decoding import quantize_int8
-    from modeling_gptlite.training.data import EvaluationWindows
+    from modeling_gptlite.engine import load_fast
     from modeling_gptlite.training.metrics import evaluate_loss
 
     _, validation_ids = common.corpus_ids()
     losses = {}
-    for precision in ("fp32", "bf16", "int8"):
-        model = GPTLiteForCausalLM.from_pretrained(folder).eval()
+    for precision in ("fp32", "bf16", "int8", "engine"):
+        model = load_fast(folder) if precision == "engine" else GPTLiteForCausalLM.from_pretrained(folder).eval()
         if precision == "bf16":
             model = model.bfloat16()
         elif precision == "int8":
@@ -119,20 +147,25 @@ def losses_by_precision(folder: str) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rounds", type=int, nargs="+", default=[3, 2], help="how often each is measured, by --streams"
-    )
-    parser.add_argument("--tokens", type=int, default=250, help="new tokens of each text")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="texts written at once")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[3, 2], help="rounds for each value of --streams")
+    parser.add_argument("--tokens", type=int, default=250, help="new tokens per sequence")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="sequences generated at once")
     parser.add_argument("--nanogpt", default="", help="folder of a checkout of nanoGPT")
-    parser.add_argument("--model", help="a trained model's folder, for the loss in lower precision")
+    parser.add_argument("--llama-cpp", default="", help="a Python in which llama-cpp-python is installed")
+    parser.add_argument("--model", help="folder of a trained model, to record its loss in lower precision")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one, options.streams[0], options.tokens, options.nanogpt)))
+        is_llama = options.one.startswith("llama.cpp")
+        figures = (
+            measure_llama_cpp(options.one, options.tokens, options.llama_cpp)
+            if is_llama
+            else measure(options.one, options.streams[0], options.tokens, options.nanogpt)
+        )
+        print(json.dumps(figures))
         return
 
-    ours = [f"{preset} {way}" for preset in PRESETS for way in ("plain", "int8", "int8 compiled")]
+    ours = [f"{preset} {way}" for preset in PRESETS for way in WAYS]
     theirs = ["transformers GPT-2", "transformers Qwen3", *(["nanoGPT"] if options.nanogpt else [])]
     fields = {"parameters": 10_700_000, "tokens": options.tokens, "bytes_per_second": memory_bandwidth()}
     for streams, rounds in zip(options.streams, options.rounds, strict=True):
@@ -140,17 +173,18 @@ def main():
 
         def measured(name, streams=streams):
             arguments = ["--one", name, f"--streams={streams}", f"--tokens={options.tokens}"]
-            arguments.append(f"--nanogpt={options.nanogpt}")
+            arguments += [f"--nanogpt={options.nanogpt}", f"--llama-cpp={options.llama_cpp}"]
             return lambda: common.in_a_process("benchmarks.generate_speed", *arguments)
 
-        results = common.measure_in_turn({name: measured(name) for name in ours + theirs}, rounds)
-        pairs = [(our, their) for our in ours for their in theirs]
+        llama = [f"llama.cpp {dtype}" for dtype in GGUF_DTYPES] if options.llama_cpp and streams == 1 else []
+        results = common.measure_in_turn({name: measured(name) for name in [*ours, *theirs, *llama]}, rounds)
+        pairs = [(our, their) for our in ours for their in [*theirs, *llama]]
         table = common.ratios(results, "tokens_per_second", pairs)
         fields[f"streams_{streams}"] = {"results": results, "ratios": table}
     if options.model:
         fields["validation_loss"] = losses_by_precision(options.model)
         print(fields["validation_loss"])
-    common.record("generate_speed", "tokens per second of generate(), 10.7M parameters", **fields)
+    common.record(f"generate_speed-{common.cpu_kind()}", "tokens per second of generate(), 10.7M parameters", **fields)
 
 
 if __name__ == "__main__":

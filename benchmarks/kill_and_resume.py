@@ -1,10 +1,11 @@
-"""Kill a training at random moments and go on with the same command, until it is done: are its weights the same?
+"""Kill a training run at random moments and resume it until it is finished: are its weights unchanged?
 
     python -m benchmarks.kill_and_resume --kills 20
 
-A run of each optimizer, with and without gradient accumulation, fp32, with dropout. SIGKILL comes from another process:
-in a step, in an evaluation, or while a checkpoint is written, in turn, the moment drawn at random. The weights' sha256
-must be that of the run that nobody disturbed. The result goes to `benchmarks/results/kill_and_resume.json`.
+One run per optimizer, with and without gradient accumulation, with dropout. Another process sends SIGKILL at a
+random moment, alternately during a training step, an evaluation, and the writing of a checkpoint. The sha256 of the
+weights must equal that of a run without interruption. The result is written to
+`benchmarks/results/kill_and_resume.json` (in fp32; with `--precision bf16` to `kill_and_resume_bf16.json`).
 """
 
 import argparse
@@ -19,12 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 
-from modeling_gptlite.training.report import describe_environment
+from benchmarks import common
 
 
-RESULTS = Path(__file__).parent / "results"
 PHASES = ("step", "evaluation", "checkpoint")
 STEPS, SAVE_STEPS = 120, 15
 MODEL = {
@@ -33,7 +33,7 @@ MODEL = {
     "max_position_embeddings": 64,
     **dict.fromkeys(("attention_dropout", "hidden_dropout", "embedding_dropout"), 0.1),
 }
-# Trains as the command does, and says on a pipe what it is about to do.
+# The training command, which also reports on a pipe what it is about to do.
 CHILD = """
 import os, sys
 from modeling_gptlite.training import trainer
@@ -61,7 +61,6 @@ def command(folder: Path, optimizer: str, accumulation: int) -> list[str]:
         f"--model_overrides={json.dumps(MODEL)}",
         f"--optimizer={optimizer}",
         f"--gradient_accumulation_steps={accumulation}",
-        "--precision=fp32",
         "--per_device_train_batch_size=4",
         f"--max_steps={STEPS}",
         f"--eval_steps={SAVE_STEPS}",
@@ -72,7 +71,7 @@ def command(folder: Path, optimizer: str, accumulation: int) -> list[str]:
 
 
 def attempt(flags: list[str], phase: str | None, draw: random.Random) -> dict | None:
-    """One start of the command, killed in `phase`; None if it came to its end."""
+    """Start the command and kill it in `phase`. Returns the kill, or None if the run ended before."""
     reader, writer = os.pipe()
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(writer), *flags], pass_fds=[writer], stdout=subprocess.DEVNULL
@@ -96,48 +95,55 @@ def attempt(flags: list[str], phase: str | None, draw: random.Random) -> dict | 
     return None
 
 
+def compare(optimizer: str, accumulation: int, kills: int, draw: random.Random, extra: list[str]) -> dict:
+    """One run killed `kills` times and one without interruption, both with the flags `extra`: are the weights equal?"""
+    with tempfile.TemporaryDirectory() as folder:
+        killed: list[dict] = []
+        for name in ("undisturbed", "killed"):
+            flags = [*command(Path(folder) / name, optimizer, accumulation), *extra]
+            while name == "killed" and len(killed) < kills:
+                kill = attempt(flags, PHASES[len(killed) % len(PHASES)], draw)
+                if kill is None:
+                    break  # the run finished first
+                killed.append(kill)
+            if not (Path(folder) / name / "run.json").exists():
+                attempt(flags, None, draw)
+        files = {name: Path(folder) / name / "model.safetensors" for name in ("undisturbed", "killed")}
+        digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        weights = {name: load_file(file) for name, file in files.items()}
+    differences = [(weights["killed"][name] - value).abs().max() for name, value in weights["undisturbed"].items()]
+    return {
+        "optimizer": optimizer,
+        "gradient_accumulation_steps": accumulation,
+        "flags": extra,
+        "kills": killed,
+        "sha256": digests,
+        "bit_identical": digests["undisturbed"] == digests["killed"],
+        "largest_difference": max(differences).item(),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="over all runs together")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of death")
+    parser.add_argument("--kills", type=int, default=20, help="kills over all runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the runs")
     options = parser.parse_args()
 
     draw, rows = random.Random(options.seed), []
     variants = [(optimizer, accumulation) for optimizer in ("adamw", "muon") for accumulation in (1, 2)]
     for number, (optimizer, accumulation) in enumerate(variants):
-        with tempfile.TemporaryDirectory() as folder:
-            digests, kills = {}, []
-            for name in ("undisturbed", "killed"):
-                flags = command(Path(folder) / name, optimizer, accumulation)
-                wanted = options.kills * (number + 1) // len(variants) - options.kills * number // len(variants)
-                while name == "killed" and len(kills) < wanted:
-                    death = attempt(flags, PHASES[len(kills) % len(PHASES)], draw)
-                    if death is None:
-                        break  # it was done before the moment came
-                    kills.append(death)
-                if not (Path(folder) / name / "run.json").exists():
-                    attempt(flags, None, draw)
-                weights = (Path(folder) / name / "model.safetensors").read_bytes()
-                digests[name] = hashlib.sha256(weights).hexdigest()
-            same = digests["undisturbed"] == digests["killed"]
-            rows.append(
-                {
-                    "optimizer": optimizer,
-                    "gradient_accumulation_steps": accumulation,
-                    "kills": kills,
-                    "sha256": digests,
-                    "bit_identical": same,
-                }
-            )
-            print(f"{optimizer}, accumulation {accumulation}: {len(kills)} kills, bit-identical: {same}", flush=True)
-    record = {
-        "what": f"weights after {STEPS} steps in fp32 with dropout: killed and resumed, against undisturbed",
-        "environment": describe_environment(torch.device("cpu")),
-        "kills": sum(len(row["kills"]) for row in rows),
-        "runs": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "kill_and_resume.json").write_text(json.dumps(record, indent=2) + "\n")
+        kills = options.kills * (number + 1) // len(variants) - options.kills * number // len(variants)
+        row = compare(optimizer, accumulation, kills, draw, [f"--precision={options.precision}"])
+        rows.append(row)
+        done, same = len(row["kills"]), row["bit_identical"]
+        print(f"{optimizer}, accumulation {accumulation}: {done} kills, bit-identical: {same}", flush=True)
+    common.record(
+        "kill_and_resume" if options.precision == "fp32" else f"kill_and_resume_{options.precision}",
+        f"weights after {STEPS} steps in {options.precision} with dropout: killed and resumed, and uninterrupted",
+        kills=sum(len(row["kills"]) for row in rows),
+        runs=rows,
+    )
     raise SystemExit(not all(row["bit_identical"] for row in rows))
 
 

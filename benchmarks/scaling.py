@@ -1,9 +1,9 @@
-"""How the time of a training step and the memory grow with width, context, batch, corpus and processes.
+"""How step time and memory grow with width, context, batch size, corpus size and number of processes.
 
     python -m benchmarks.scaling
 
-From one starting point (`modern-1m`'s width 128, context 128, batch 8; fp32) one thing grows at a time. `exponent` is
-the slope between the two largest sizes on doubly logarithmic axes: 1 is proportional, 2 quadratic.
+One size at a time is varied, starting from width 128, context 128 and batch size 8 of `modern-1m` in fp32. `exponent`
+is the slope between the two largest sizes on log-log axes: 1 is linear, 2 quadratic.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def train_step(rank: int, size: dict, port: int, result: str) -> None:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     if size["processes"] > 1:
-        torch.distributed.barrier()  # none leaves while another still talks to it
+        torch.distributed.barrier()  # no process exits while another still communicates with it
         torch.distributed.destroy_process_group()
     if rank == 0:
         figures = {
@@ -86,10 +86,10 @@ def measure(size: dict) -> dict:
 
 def encode(megabytes: int) -> dict:
     from benchmarks.tokenize_speed import encode_file
-    from modeling_gptlite.training.data import load_source
+    from modeling_gptlite.data.sources import SourceArguments, open_source
     from tokenization import build_char_tokenizer
 
-    text = "".join(load_source("tinyshakespeare").pieces())
+    text = "".join(open_source(SourceArguments(dataset="tinyshakespeare")).texts())
     figures = encode_file(text, megabytes, build_char_tokenizer(text))
     return {
         "milliseconds": 1000 * figures["megabytes"] / figures["megabytes_per_second"],
@@ -103,7 +103,7 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each size is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -124,7 +124,7 @@ def main():
             exponents[f"{figure} by {what}"] = exponent(values, medians)
     print(json.dumps(exponents, indent=2))
     common.record(
-        "scaling", "a training step's time and the peak memory as one thing grows", results=results, exponents=exponents
+        "scaling", "time of a training step and peak memory as one size grows", results=results, exponents=exponents
     )
 
 

@@ -1,8 +1,8 @@
-"""Memory over a long training: 100,000 steps of a toy model, with evaluations and checkpoints; it must stay flat.
+"""Memory during a long training run: 100,000 steps of a toy model with evaluations and checkpoints. It must stay flat.
 
     python -m benchmarks.soak
 
-The resident set is read every 1,000 steps; the result goes to `benchmarks/results/soak.json`.
+Resident memory is recorded every 1,000 steps. The result is written to `benchmarks/results/soak.json`.
 """
 
 import argparse
@@ -16,19 +16,20 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-from modeling_gptlite.training.data import EvaluationWindows, RandomWindows, load_source
-from modeling_gptlite.training.report import describe_environment
+from modeling_gptlite.data.sources import SourceArguments, open_source
+from modeling_gptlite.data.windows import EvaluationWindows, RandomWindows
+from modeling_gptlite.runs.record import describe_environment
 from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
 from tokenization import build_char_tokenizer, encode_corpus
 
 
 RESULTS = Path(__file__).parent / "results"
 CONTEXT, BATCH = 16, 2
-ALLOWED_MB = 16  # of growth after the first tenth
+ALLOWED_MB = 16  # growth after the first tenth of the run
 
 
 class Memory(TrainerCallback):
-    """`(step, MB)` of the resident set."""
+    """Records `(step, resident MB)`."""
 
     def __init__(self, every: int):
         self.every, self.readings = every, []
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100_000)
     steps = parser.parse_args().steps
 
-    text = "".join(load_source("python-docs").pieces())
+    text = "".join(open_source(SourceArguments(dataset="python-docs")).texts())
     tokenizer = build_char_tokenizer(text)
     ids = encode_corpus(text, tokenizer)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": CONTEXT}
@@ -75,7 +76,7 @@ def main():
     settled = [megabytes for step, megabytes in memory.readings if step >= steps // 10]
     growth = round(settled[-1] - settled[0], 1)
     record = {
-        "what": "resident memory in MB over a training with 20 evaluations and 20 checkpoints",
+        "what": "resident memory in MB during a run with 20 evaluations and 20 checkpoints",
         "environment": describe_environment(torch.device("cpu")),
         "steps": steps,
         "seconds": round(time.time() - began),
@@ -85,7 +86,7 @@ def main():
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "soak.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{steps:,} steps: {settled[0]} MB after a tenth, {settled[-1]} MB at the end, most {max(settled)} MB")
+    print(f"{steps:,} steps: {settled[0]} MB after a tenth, {settled[-1]} MB at the end, at most {max(settled)} MB")
     raise SystemExit(growth > ALLOWED_MB)
 
 

@@ -1,10 +1,11 @@
-"""The README's table of measurements, made from the records under `benchmarks/results/`.
+"""The table of measurements in the README, generated from `benchmarks/results/*.json`.
 
-python -m benchmarks.table   # writes it into README.md
+python -m benchmarks.table   # updates README.md
 """
 
 import json
 import statistics
+from collections.abc import Iterator
 
 from benchmarks.common import RESULTS, ROOT
 
@@ -13,7 +14,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- measurements: made by `python -m benchmarks.table` -->", "<!-- end of measurements -->"
 GPT2, QWEN3 = "transformers' GPT-2", "transformers' Qwen3"
 
-# What is compared, record, part of the record, ours, theirs, and their name in the table
+# What is compared, record, section of the record, ours, theirs, and the name of theirs in the table
 SPEEDS = [
     ("training, 0.8M, fp32", "train_speed", "size_cpu", "gptlite nanogpt fp32", "nanoGPT", "nanoGPT"),
     ("training, 0.8M, fp32", "train_speed", "size_cpu", "gptlite nanogpt fp32", "GPT-2, same Trainer", GPT2),
@@ -23,65 +24,105 @@ SPEEDS = [
     ("training, 10.7M, as chosen", "train_speed", "size_10m", "gptlite modern auto", "Qwen3, same Trainer", QWEN3),
 ]
 for streams in (1, 16):
-    texts = "one text" if streams == 1 else f"{streams} texts"
+    texts = "generation, 1 text" if streams == 1 else f"generation, {streams} texts"
     for preset, way, shown in (
         ("modern-10m", "plain", "plain"),
         ("classic-10m", "plain", "plain"),
-        ("modern-10m", "int8 compiled", "int8, compiled"),
-        ("classic-10m", "int8 compiled", "int8, compiled"),
+        ("modern-10m", "engine float32", "engine, float32"),
+        ("modern-10m", "engine int8", "engine, int8"),
+        ("classic-10m", "engine int8", "engine, int8"),
     ):
-        row = f"`{preset}`, {texts}, {shown}", "generate_speed", f"streams_{streams}", f"{preset} {way}"
-        SPEEDS.append((*row, "transformers GPT-2", GPT2))
+        compared = f"{texts}, `{preset}`, {shown}", "generate_speed", f"streams_{streams}", f"{preset} {way}"
+        SPEEDS.append((*compared, "transformers GPT-2", GPT2))
         if way != "plain":
-            SPEEDS.append((*row, "nanoGPT", "nanoGPT"))
+            SPEEDS.append((*compared, "nanoGPT", "nanoGPT"))
+        if streams == 1 and way.startswith("engine"):
+            dtype = "f32" if "float32" in way else "q8_0"
+            SPEEDS.append((*compared, f"llama.cpp {dtype}", f"llama.cpp, {dtype}"))
 
 
-def load(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+# The ending of a record's name is the kind of CPU
+MACHINES = sorted({path.stem.removeprefix("generate_speed") for path in RESULTS.glob("generate_speed*.json")})
 
 
-def speed_rows():
+def load(name: str, machine: str) -> dict:
+    path = RESULTS / f"{name}{machine}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def describe(machine: str) -> str:
+    environment = load("generate_speed", machine)["environment"]
+    return environment["hardware"] + machine.replace("-", ", ", 1)
+
+
+def row(first: str, cells: list[str]) -> Iterator[str]:
+    """A row of the table, unless no machine has measured it."""
+    if any(cells):
+        yield f"| {first} | {' | '.join(cell or '-' for cell in cells)} |"
+
+
+def speed_cell(section: dict, ours: str, theirs: str) -> str:
+    if not {ours, theirs} <= section.get("results", {}).keys():
+        return ""
+    ratio = section["ratios"][f"{ours} / {theirs}"]
+    figures = [statistics.median(section["results"][who]["tokens_per_second"]) for who in (ours, theirs)]
+    spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    return f"{figures[0]:,.0f} to {figures[1]:,.0f}: {spread}"
+
+
+def speed_rows() -> Iterator[str]:
     for what, name, part, ours, theirs, shown in SPEEDS:
-        section = load(name)[part]
-        if theirs not in section["results"]:
-            continue
-        ratio = section["ratios"][f"{ours} / {theirs}"]
-        figures = [statistics.median(section["results"][who]["tokens_per_second"]) for who in (ours, theirs)]
-        spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-        yield f"| {what} | {figures[0]:,.0f} | {shown} | {figures[1]:,.0f} | {spread} |"
+        sections = [load(name, machine).get(part, {}) for machine in MACHINES]
+        yield from row(f"{what} | {shown}", [speed_cell(section, ours, theirs) for section in sections])
 
 
-def loss_rows():
-    results = load("time_to_loss")["results"]
-    for name, figures in results.items():
-        seconds = statistics.median(figures["seconds"])
-        losses = figures["validation_loss"]
-        shown = "nanoGPT's README recipe for a CPU" if name == "nanoGPT" else f"`{name}.yaml`"
-        yield f"| {shown} | {seconds:.0f} | {statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f}) |"
+def loss_cell(figures: dict) -> str:
+    if not figures:
+        return ""
+    losses = figures["validation_loss"]
+    spread = f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+    return f"{statistics.median(figures['seconds']):.0f} s, {spread}"
+
+
+def loss_rows() -> Iterator[str]:
+    results = [load("time_to_loss", machine).get("results", {}) for machine in MACHINES]
+    for name in dict.fromkeys(name for machine in results for name in machine):
+        shown = "nanoGPT's CPU example" if name == "nanoGPT" else f"`{name}`"
+        yield from row(shown, [loss_cell(machine.get(name, {})) for machine in results])
+
+
+def memory_rows() -> Iterator[str]:
+    for shown, part in (("0.8M", "size_cpu"), ("10.7M", "size_10m")):
+        cells = []
+        for machine in MACHINES:
+            figures = load("train_speed", machine).get(part, {}).get("results", {}).get("gptlite modern auto")
+            cells.append(f"{statistics.median(figures['peak_megabytes']):,.0f} MB" if figures else "")
+        yield from row(f"peak memory of training, {shown}, as chosen", cells)
 
 
 def table() -> str:
-    environment = load("generate_speed")["environment"]
-    versions = environment["versions"]
+    versions = load("generate_speed", MACHINES[0])["environment"]["versions"]
+    machines, rules = " | ".join(describe(machine) for machine in MACHINES), "---|" * len(MACHINES)
     lines = [
-        f"Measured in turn on {environment['hardware']} (torch {versions['torch']}, transformers "
-        f"{versions['transformers']}), tokens per second; ratios round by round, the median and the spread:",
+        f"Tokens per second with torch {versions['torch']} and transformers {versions['transformers']}, measured "
+        "alternately: this package to the other one, and the ratio (the median over rounds, with the range):",
         "",
-        "| what | ours | peer | theirs | ratio |",
-        "|---|---|---|---|---|",
+        f"| what | compared with | {machines} |",
+        f"|---|---|{rules}",
         *speed_rows(),
         "",
-        "Whole processes, from start to saved model:",
+        "Whole runs, from the start of the process to the saved model, with the validation loss (range over seeds):",
         "",
-        "| recipe | seconds | validation loss |",
-        "|---|---|---|",
+        f"| what | {machines} |",
+        f"|---|{rules}",
         *loss_rows(),
+        *memory_rows(),
     ]
     return "\n".join(lines)
 
 
 def with_table(readme: str) -> str:
-    """The README with the table of the records as they are."""
+    """The README with the table that the current records give."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,10 +1,10 @@
-"""Text to packed ids on one core: MB/s in memory beside the tokenizer itself, and speed and memory for a large file.
+"""Text to packed ids on one core: MB/s compared with calling the tokenizer; speed and memory for a large file.
 
     python -m benchmarks.tokenize_speed --megabytes 1000
 
-The two ways encode tiny Shakespeare in turn (A B A B ...). The file is the same text again and again; its ids go to the
-cache as in training, the pass that hashes the text for the cache's name included. The result goes to
-`benchmarks/results/tokenize_speed.json`.
+Both methods encode tiny Shakespeare alternately (A B A B ...). The large file repeats this text; its ids are written
+to the cache as in training, including the pass that computes the hash under which they are cached. The result is
+written to `benchmarks/results/tokenize_speed.json`.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from modeling_gptlite.training.data import load_files, load_source, split_source
-from modeling_gptlite.training.report import describe_environment
+from modeling_gptlite.data.files import TextFile
+from modeling_gptlite.data.sources import SourceArguments, open_source
+from modeling_gptlite.runs.record import describe_environment
 from tokenization import build_char_tokenizer, encode_corpus
 
 
@@ -38,10 +39,9 @@ def encode_file(text: str, megabytes: int, tokenizer) -> dict[str, float]:
         with open(path, "w", encoding="utf-8") as file:
             for _ in range(megabytes * 1_000_000 // len(text)):
                 file.write(text)
-        source, _ = split_source(load_files([path]), "", validation_fraction=1e-9)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
-        ids = encode_corpus(source, tokenizer, folder)
+        ids = encode_corpus(TextFile(path), tokenizer, folder)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
@@ -55,14 +55,14 @@ def encode_file(text: str, megabytes: int, tokenizer) -> dict[str, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the large file")
-    parser.add_argument("--rounds", type=int, default=7, help="how often each way encodes")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {0})
 
-    text = "".join(load_source("tinyshakespeare").pieces())
+    text = "".join(open_source(SourceArguments(dataset="tinyshakespeare")).texts())
     tokenizer = build_char_tokenizer(text)
-    large = encode_file(text, options.megabytes, tokenizer)  # first: the peak is that of the whole process
+    large = encode_file(text, options.megabytes, tokenizer)  # first: the peak is that of the process so far
     ways = {
         "encode_corpus": lambda text: encode_corpus(text, tokenizer),
         "tokenizer": lambda text: tokenizer(text, verbose=False),

@@ -1,11 +1,11 @@
-"""Tokens per second and peak memory of training: this package, transformers' GPT-2 and Qwen3, and nanoGPT.
+"""Tokens per second and peak memory of training, compared with transformers' GPT-2 and Qwen3 and with nanoGPT.
 
     python -m benchmarks.train_speed --nanogpt ../nanoGPT
 
-Two sizes on tiny Shakespeare: nanoGPT's README recipe for a CPU (0.8M parameters, context 64, batch 12) and its 10.7M
-model (context 256, here batch 8). "fp32" is the same arithmetic for all; "auto" is what this package picks for the
-hardware. transformers' models train in the same `CausalLMTrainer` in fp32, and GPT-2 also in transformers' own
-`Trainer` with its defaults. nanoGPT trains in the loop of its `train.py` without evaluation and logging.
+Two sizes on tiny Shakespeare: nanoGPT's CPU example (0.8M parameters, context 64, batch size 12) and its 10.7M model
+(context 256, here with batch size 8). "fp32" uses the same precision for all; "auto" is what this package chooses for
+the hardware. transformers' models are trained by the same `CausalLMTrainer` in fp32, and GPT-2 also by transformers'
+`Trainer` with its default settings. nanoGPT is trained by the loop of its `train.py` without evaluation and logging.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from benchmarks import common
 
 
-WARM_UP = 5  # steps that are not counted
+WARM_UP = 5  # steps before the measurement
 SIZES = {
     "cpu": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "context": 64, "batch": 12},
     "10m": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "context": 256, "batch": 8},
@@ -29,11 +29,11 @@ THEIRS = ["GPT-2, same Trainer", "GPT-2, transformers' Trainer", "Qwen3, same Tr
 
 
 def build(name: str, size: dict):
-    """A model of the size, without dropout."""
+    """A model of this size, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.conversion import to_native
+    from modeling_gptlite.interchange.names import to_native
 
     shape = {name: size[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     if name.startswith("GPT-2"):
@@ -53,10 +53,10 @@ def build(name: str, size: dict):
 
 
 def trainer_seconds(name: str, size: dict, steps: int, ids) -> float:
-    """Seconds per step in a Trainer."""
+    """Seconds per step of a Trainer."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from modeling_gptlite.training.data import RandomWindows, whole_batch
+    from modeling_gptlite.data.windows import RandomWindows, whole_batch
     from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
 
     class Clock(TrainerCallback):
@@ -138,9 +138,9 @@ def measure(name: str, size_name: str, steps: int, nanogpt: str) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4, help="how often each is measured")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which sizes to measure")
-    parser.add_argument("--steps", type=int, help="counted steps of each measurement")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="sizes to measure")
+    parser.add_argument("--steps", type=int, help="measured steps")
     parser.add_argument("--nanogpt", default="", help="folder of a checkout of nanoGPT")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -165,7 +165,9 @@ def main():
             "ratios": common.ratios(results, "tokens_per_second", pairs),
             "memory_ratios": common.ratios(results, "peak_megabytes", pairs),
         }
-    common.record("train_speed", "tokens per second and peak resident memory of training", **fields)
+    common.record(
+        f"train_speed-{common.cpu_kind()}", "tokens per second and peak resident memory of training", **fields
+    )
 
 
 if __name__ == "__main__":

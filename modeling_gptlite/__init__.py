@@ -1,7 +1,7 @@
 """GPTLite: a small GPT for the Hugging Face ecosystem.
 
-Importing the package registers it: `AutoModelForCausalLM` and its siblings load GPTLite folders without remote code,
-and a saved model carries its own two files of code to machines that do not have the package.
+Importing the package registers it, so `AutoModelForCausalLM` and the other auto classes load GPTLite folders without
+remote code. A saved model contains its two files of code, for machines that do not have the package.
 """
 
 from transformers import (

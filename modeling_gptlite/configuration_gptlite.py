@@ -2,19 +2,30 @@
 
     GPTLiteConfig.from_preset("modern-10m", vocab_size=68)
 
-This file travels to the Hub beside `modeling_gptlite.py`, so it stands alone.
+This file is uploaded to the Hub together with `modeling_gptlite.py`, so it imports nothing else of this package.
 """
 
 import difflib
 from dataclasses import fields
 from typing import Any, Literal
 
+import transformers
+
+
+# Before the other imports: on another transformers they fail, or a model loads with fresh weights.
+if not (5, 17) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
+    raise ImportError(
+        f"GPTLite needs transformers>=5.17,<6, and {transformers.__version__} is installed; "
+        "pip install 'transformers>=5.17,<6'"
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
-# Keywords that are no fields of ours but that `PreTrainedConfig` understands, from a caller or a `config.json`.
+# Keywords that `PreTrainedConfig` understands in addition to our fields, from a caller or a `config.json`
 _BASE_KEYWORDS = {
     "attn_implementation",
     "auto_map",
@@ -33,7 +44,7 @@ _BASE_KEYWORDS = {
     "use_bfloat16",
 }
 
-# A file with larger numbers is a mistake or an attack; it is refused before anything of that size is made.
+# A file with larger numbers is a mistake or an attack: it is refused before anything of that size is allocated
 _LARGEST_SIZE, _MOST_LAYERS = 1 << 24, 1 << 12
 
 _GPT2_FAMILY = {
@@ -115,7 +126,7 @@ class GPTLiteConfig(PreTrainedConfig):
         num_key_value_heads (`int`, *optional*): Number of key and value heads (grouped-query attention).
             Default: `num_attention_heads`.
         head_dim (`int`, *optional*): Width of one head. Default: `hidden_size / num_attention_heads`.
-        max_position_embeddings (`int`): The context: how many tokens the model sees at once.
+        max_position_embeddings (`int`): Context length, in tokens.
         position_embedding_type (`"rope"` or `"learned"`): Rotary positions, or a learned table added to the input.
         rope_parameters (`dict`, *optional*): transformers' RoPE settings (`rope_theta`, `rope_type`, `factor`, ...).
         norm_type (`"rmsnorm"` or `"layernorm"`): The normalisation before each sub-layer and at the end.
@@ -143,7 +154,7 @@ class GPTLiteConfig(PreTrainedConfig):
     """
 
     model_type = "gptlite"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -206,7 +217,7 @@ class GPTLiteConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        # A file may hold what a later version or another tool wrote into it; a person's keyword may not.
+        # A file may hold fields that a later version or another tool added; an unknown keyword of a caller is a typo.
         known = {key: value for key, value in config_dict.items() if cls._knows(key)}
         config = super().from_dict(known, **kwargs)
         for key in config_dict.keys() - known.keys():
@@ -241,7 +252,7 @@ class GPTLiteConfig(PreTrainedConfig):
             plain, gated = 4 * self.hidden_size, -(-8 * self.hidden_size // 24) * 8
             self.intermediate_size = gated if self.mlp_type == "gated" else plain
 
-        # Always the plain names, never "user/repo--file.Class": a saved model carries its own code.
+        # Always the plain names, never "user/repo--file.Class": a saved model comes with its own code.
         kwargs["auto_map"] = dict(_AUTO_MAP)
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
@@ -286,8 +297,20 @@ class GPTLiteConfig(PreTrainedConfig):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         for name in ("norm_eps", "initializer_range"):
-            if getattr(self, name) <= 0.0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
+    def validate_rope(self):
+        """As in `PreTrainedConfig`, which only warns of an unknown type, and raises KeyError for a missing key."""
+        rope_type, allowed = (self.rope_parameters or {}).get("rope_type", "default"), ["default", *ROPE_INIT_FUNCTIONS]
+        if rope_type not in allowed:
+            raise ValueError(f"rope_parameters: unknown rope_type {rope_type!r}; allowed: {', '.join(allowed)}")
+        if rope_type == "dynamic" and self.head_dim < 4:
+            raise ValueError(f"head_dim must be at least 4 for dynamic rope_parameters, got {self.head_dim}")
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
 
 
 _AUTO_MAP = {

@@ -1,17 +1,15 @@
-"""Faster decoding on a CPU: weights in int8, and a compiled step; `generate()` and `pipeline` are called as ever.
+"""Generation on a CPU with int8 weights, in PyTorch, for any causal language model.
 
-    compile_decoding(quantize_int8(model))
+    quantize_int8(model)
     model.generate(**inputs, max_new_tokens=500)
 
-One token at a time, a model is as fast as its weights are read, and int8 is a quarter of fp32.
-`benchmarks/generate_speed.py` measures what each step brings.
+Generating one token at a time is limited by reading the weights, and int8 is a quarter of fp32. For a GPTLite,
+`modeling_gptlite.engine` is faster; `benchmarks/generate_speed.py` compares them.
 """
-
-import functools
 
 import torch
 from torch import nn
-from transformers import CompileConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 
 _FEW_ROWS = 16  # up to here the int8 product is the fastest on two cores; beyond, PyTorch multiplies faster in bf16
@@ -53,34 +51,6 @@ def quantize_int8(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"int8 decoding runs on a CPU, and the model is on {model.device}")
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear):
                 setattr(module, name, Int8Linear(child))
-    return model.eval()
-
-
-def compile_decoding(model: PreTrainedModel, batch_size: int = 1) -> PreTrainedModel:
-    """Let `generate()` compile the step of one token, with the weights laid out for it. Needs a C++ compiler.
-
-    The first tokens wait for the compiler, 10 to 30 seconds on two cores; so it is for long or many texts. The cache is
-    as long as the context, so a step compiles once for texts of any length; where the first text leaves the context,
-    the reading of the window compiles, too.
-
-    Args:
-        batch_size: How many texts will be written at once; another number works, and compiles again.
-    """
-    context = model.config.max_position_embeddings
-    prepare_static_cache = model._prepare_static_cache
-
-    @functools.wraps(prepare_static_cache)
-    def prepare_cache_of_the_context(cache_implementation, batch_size, max_cache_len, *args, **kwargs):
-        model._previous_max_cache_length = -1  # else the longest ever asked for
-        return prepare_static_cache(cache_implementation, batch_size, context, *args, **kwargs)
-
-    model._prepare_static_cache = prepare_cache_of_the_context
-    if batch_size == 1:  # one query a head: PyTorch's fused kernel splits work that is not there
-        model.set_attn_implementation("eager")
-    config = CompileConfig(fullgraph=True, dynamic=False, mode=None, options={"freezing": True})
-    config._compile_all_devices = True
-    model.generation_config.cache_implementation = "static"
-    model.generation_config.compile_config = config
     return model.eval()

@@ -2,12 +2,15 @@
 
     model = GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-10m"))
 
-With the `modern-*` presets this is Qwen3's arithmetic and Qwen3's parameter names; with the others it is GPT-2's
-arithmetic. This file travels to the Hub beside `configuration_gptlite.py`, so the two stand alone.
+With the `modern-*` presets it computes what Qwen3 computes and uses Qwen3's parameter names; with the others it
+computes what GPT-2 computes. This file is uploaded to the Hub together with `configuration_gptlite.py`, so the two
+import nothing else of this package.
 
 Shapes: B batch, T tokens, C hidden size, H heads, D head size, V vocabulary.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -35,10 +38,60 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_gptlite import GPTLiteConfig
 
 
+# transformers 5.24 renamed `past_key_values` to `cache`; what this file passes on has the installed release's name.
+_CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
+
+
+_FEW_TOKENS = 16  # a step of generation has at most so many; beyond, the halves gain little
+
+
+def takes_both_cache_names(function: Callable) -> Callable:
+    """Lets `function`, which has an argument `past_key_values`, also be called with `cache`."""
+
+    @functools.wraps(function)
+    def renamed(*args, **kwargs):
+        if "cache" in kwargs:
+            kwargs["past_key_values"] = kwargs.pop("cache")
+        return function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    names = {"past_key_values": _CACHE}
+    parameters = [parameter.replace(name=names.get(name, name)) for name, parameter in signature.parameters.items()]
+    renamed.__signature__ = signature.replace(parameters=parameters)  # `generate` checks its arguments against it
+    return renamed
+
+
 def dtype_of_products(x: torch.Tensor) -> torch.dtype:
-    """What the linear layers compute in: autocast's dtype where it is on, and to cast once is cheaper than in each."""
+    """The dtype that the linear layers compute in; under autocast, casting once is cheaper than in every layer."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def is_generating_on_cpu(x: torch.Tensor) -> bool:
+    """Whether `x` holds the few tokens of a step of generation, for which PyTorch's CPU kernels are not tuned."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.is_cpu and x.dtype == torch.float32 and x.shape[:-1].numel() <= _FEW_TOKENS
+
+
+class GPTLiteLinear(nn.Linear):
+    """A linear layer that multiplies few tokens by the two halves of its matrix, as a batch of two products.
+
+    A single product with few columns may run in a slow kernel on one core (`benchmarks/tuning.md`).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_plain = type(self.weight) is nn.Parameter and self.weight.is_contiguous()  # neither sharded nor quantized
+        if not (is_plain and self.out_features % 2 == 0 and is_generating_on_cpu(x)):
+            return super().forward(x)
+        columns = x.reshape(-1, self.in_features).t()
+        halves = torch.bmm(self.weight.view(2, -1, self.in_features), columns.expand(2, -1, -1))
+        product = halves.view(self.out_features, -1).t().reshape(*x.shape[:-1], self.out_features)
+        return product if self.bias is None else product + self.bias
 
 
 class GPTLiteRMSNorm(nn.Module):
@@ -50,6 +103,9 @@ class GPTLiteRMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if is_generating_on_cpu(hidden_states):  # the fused call also prepares a backward pass
+            mean = (hidden_states * hidden_states).mean(-1, keepdim=True)
+            return hidden_states * torch.rsqrt(mean + self.variance_epsilon) * self.weight
         # One dtype for both, also under autocast: the fused kernels take no other.
         weight = self.weight.to(hidden_states.dtype)
         normed = nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
@@ -60,7 +116,7 @@ class GPTLiteRMSNorm(nn.Module):
 
 
 class GPTLiteLayerNorm(nn.LayerNorm):
-    """Layer norm with an optional bias, in the dtype that it is given."""
+    """Layer norm with an optional bias, computed in the dtype of its input."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states).to(dtype_of_products(hidden_states))
@@ -97,20 +153,16 @@ class GPTLiteRotaryEmbedding(nn.Module):
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         freqs = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)  # B T D/2
-        angles = torch.cat((freqs, freqs), dim=-1)  # B T D
-        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        cos, sin = freqs.cos() * self.attention_scaling, freqs.sin() * self.attention_scaling
         dtype = dtype_of_products(x)
-        return cos.to(dtype), sin.to(dtype)
+        # The signs that rotate a pair (first half, second half) are in the sines, once for all layers.
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)  # B 1 T D
 
 
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-def apply_rotary_pos_emb(query, key, cos, sin):
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # B 1 T D
-    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Queries or keys `(B, H, T, D)` at their positions."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def eager_attention_forward(
@@ -123,7 +175,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelt out; the only implementation that returns its weights."""
+    """Attention as matrix products; the only implementation that returns the attention weights."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     weights = query @ key.transpose(2, 3) * scaling  # B H T T
@@ -149,12 +201,13 @@ class GPTLiteAttention(nn.Module):
 
         query_size = config.num_attention_heads * self.head_dim
         key_value_size = config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_out_bias)
+        self.q_proj = GPTLiteLinear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = GPTLiteLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = GPTLiteLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = GPTLiteLinear(query_size, config.hidden_size, bias=config.attention_out_bias)
         self.o_proj.writes_to_residual = True  # read by `_init_weights`
-        if config.qk_norm:
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
             self.q_norm = GPTLiteRMSNorm(self.head_dim, eps=config.norm_eps)
             self.k_norm = GPTLiteRMSNorm(self.head_dim, eps=config.norm_eps)
 
@@ -171,11 +224,11 @@ class GPTLiteAttention(nn.Module):
         query = self.q_proj(hidden_states).view(heads)  # B T H D
         key = self.k_proj(hidden_states).view(heads)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        if self.config.qk_norm:
+        if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)  # B H T D
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -197,15 +250,15 @@ class GPTLiteAttention(nn.Module):
 
 
 class GPTLiteMLP(nn.Module):
-    """`down(act(gate(x)) * up(x))` (SwiGLU and its kin; Shazeer, 2020), or plain `down(act(up(x)))`."""
+    """`down(act(gate(x)) * up(x))` (SwiGLU and other gated units; Shazeer, 2020), or `down(act(up(x)))`."""
 
     def __init__(self, config: GPTLiteConfig):
         super().__init__()
         self.is_gated = config.mlp_type == "gated"
         if self.is_gated:
-            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+            self.gate_proj = GPTLiteLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = GPTLiteLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = GPTLiteLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.writes_to_residual = True  # read by `_init_weights`
         self.act_fn = ACT2FN[config.hidden_act]
 
@@ -241,19 +294,22 @@ class GPTLiteDecoderLayer(GradientCheckpointingLayer):
             past_key_values=past_key_values,
             **kwargs,
         )
-        hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        hidden_states = self._add(hidden_states, attention_output)
+        return self._add(hidden_states, self.mlp(self.post_attention_layernorm(hidden_states)))
+
+    def _add(self, hidden_states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return hidden_states + (self.dropout(output) if self.training else output)
 
 
 class GPTLitePreTrainedModel(PreTrainedModel):
-    """What every GPTLite model shares: its abilities, and its initial weights."""
+    """Base class of the GPTLite models: what transformers may do with them, and the initial weights."""
 
     config: GPTLiteConfig
     config_class = GPTLiteConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTLiteDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -263,7 +319,7 @@ class GPTLitePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Normal(0, `initializer_range`); what writes to the residual stream scaled by depth (GPT-2, section 2.3)."""
+        """Normal(0, `initializer_range`); layers that write to the residual stream are scaled by depth (GPT-2, 2.3)."""
         super()._init_weights(module)
         # The flag sits on the nn.Linear itself: transformers never calls this for a module without own parameters.
         if getattr(module, "writes_to_residual", False):
@@ -287,6 +343,7 @@ class GPTLiteModel(GPTLitePreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_both_cache_names
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -310,6 +367,7 @@ class GPTLiteModel(GPTLitePreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)  # B T C
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        causal_mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             self._check_length(inputs_embeds.shape[1])
             past_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -317,14 +375,7 @@ class GPTLiteModel(GPTLitePreTrainedModel):
             position_ids = position_ids.unsqueeze(0)  # 1 T
 
         hidden_states, position_embeddings = self._embed_positions(inputs_embeds, position_ids)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        for layer in self.layers[: self.config.num_hidden_layers]:
+        for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=causal_mask,
@@ -336,14 +387,28 @@ class GPTLiteModel(GPTLitePreTrainedModel):
             )
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
+            **{_CACHE: past_key_values if use_cache else None},
+        )
+
+    def _causal_mask(self, inputs_embeds, attention_mask, past_key_values, position_ids):
+        """The mask for the attention implementation; `position_ids` only if the caller gave them (packed sequences)."""
+        is_plain = attention_mask is None and past_key_values is None and position_ids is None
+        if is_plain and self.config._attn_implementation == "sdpa":
+            return None  # SDPA's own causal mask; compiled, transformers builds one, which rules out the flash kernel
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            **{_CACHE: past_key_values},
+            position_ids=position_ids,
         )
 
     def _check_length(self, tokens: int):
         context = self.config.max_position_embeddings
         if self.config.position_embedding_type == "learned" and tokens > context:
             raise ValueError(
-                f"{tokens} tokens do not fit the context of {context}; cut the input, or use generate(), which slides"
+                f"{tokens} tokens do not fit the context of {context}: shorten the input, or call generate(), which "
+                "reads a sliding window"
             )
 
     def _embed_positions(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor):
@@ -366,9 +431,10 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GPTLiteModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = GPTLiteLinear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    @takes_both_cache_names
     @can_return_tuple
     def forward(
         self,
@@ -405,11 +471,12 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{_CACHE: outputs.get(_CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
+    @takes_both_cache_names
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
@@ -420,28 +487,20 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs,
     ):
-        """As in `GenerationMixin`; and where the text outgrows the context, the model reads a window of it.
+        """As in `GenerationMixin`; if a text is longer than the context, the model reads a window of it.
 
-        When the window is full, its newest half is kept and re-read from position 0. Where the window starts depends
-        on the length of the text alone, so cached, uncached and batched generation see the same tokens.
+        When the window is full, its newest half is kept and read again from position 0. Each row of a batch has its
+        own window, whose start depends only on the length of that row's text without padding. Therefore cached,
+        uncached and batched generation see the same tokens.
         """
         unseen_from = past_key_values if next_sequence_length is None else None
         text_length = self._text_length(input_ids, attention_mask, kwargs.get("position_ids"), unseen_from)
-        start = self._window_start(text_length)
-        if start > 0:
-            new_tokens = None if is_first_iteration else next_sequence_length
-            if new_tokens is not None and new_tokens > 1:
-                raise ValueError("assisted generation does not reach past the model's context")
-            if text_length - input_ids.shape[1] > start:
-                raise ValueError(
-                    f"generation past the context of {self.config.max_position_embeddings} tokens reads old tokens "
-                    "again: pass all of them as input_ids, without inputs_embeds and without prefill_chunk_size"
-                )
-            input_ids = input_ids[:, start - text_length :]
-            attention_mask = attention_mask[:, start:] if attention_mask is not None else None
-            kwargs["position_ids"] = self._window_positions(input_ids, attention_mask)
-            if new_tokens is None or self._window_start(text_length - new_tokens) != start:
-                next_sequence_length = None  # the whole window is new to the model
+        new_tokens = None if is_first_iteration else next_sequence_length
+        windows = self._slide_windows(input_ids, attention_mask, text_length, new_tokens)
+        if windows is not None:
+            input_ids, attention_mask, kwargs["position_ids"], read_again = windows
+            if read_again:
+                next_sequence_length = None
                 if past_key_values is not None:
                     past_key_values.reset()
                     if length := int(past_key_values.get_seq_length()):  # before 5.18, `reset` keeps the length
@@ -450,7 +509,7 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
+            **{_CACHE: past_key_values},
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
@@ -459,7 +518,7 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _text_length(input_ids, attention_mask, position_ids, past_key_values) -> int:
-        """How long the text is so far, of which `input_ids` may be the part that the cache has not seen."""
+        """The length of the text so far; `input_ids` may hold only the part that is not in the cache yet."""
         known = [tensor.shape[-1] for tensor in (input_ids, attention_mask, position_ids) if tensor is not None]
         if max(known) > input_ids.shape[1] or past_key_values is None:
             return max(known)
@@ -469,14 +528,42 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         criteria = super()._get_stopping_criteria(*args, **kwargs)
         for criterion in criteria:
             if hasattr(criterion, "max_position_embeddings"):
-                criterion.max_position_embeddings = None  # no warning past the context: the window slides
+                criterion.max_position_embeddings = None  # the window slides: no warning past the context
         return criteria
 
-    def _window_start(self, text_length: int) -> int:
+    def _slide_windows(self, input_ids, attention_mask, text_length: int, new_tokens: int | None):
+        """The window of each row (ids, attention mask, positions), and whether the model has to read it from its start.
+
+        `new_tokens` are not in the cache yet (None: all of them). Returns None if no row's text exceeds the context.
+        """
+        context = self.config.max_position_embeddings
+        if text_length <= context:
+            return None
+        mask = torch.ones(1, text_length) if attention_mask is None else attention_mask
+        lengths = mask.long().cumsum(dim=-1)  # B T: of each row's text up to each position; B = 1 without a mask
+        starts = self._window_start(lengths[:, -1:])
+        if not starts.any():
+            return None  # only with its padding is the batch longer than the context
+        if new_tokens is not None and new_tokens > 1:
+            raise ValueError("assisted generation does not reach past the model's context")
+        in_window = lengths > starts
+        width = text_length - int(in_window.any(dim=0).int().argmax())
+        if input_ids.shape[1] < width:
+            raise ValueError(
+                f"generation past the context of {context} tokens reads old tokens again: pass all of them as "
+                "input_ids, without inputs_embeds and without prefill_chunk_size"
+            )
+        input_ids = input_ids[:, -width:]
+        if attention_mask is not None:
+            attention_mask = (attention_mask * in_window)[:, -width:]
+        read_again = new_tokens is None or bool((self._window_start(lengths[:, -1 - new_tokens, None]) != starts).any())
+        return input_ids, attention_mask, self._window_positions(input_ids, attention_mask), read_again
+
+    def _window_start(self, text_length: torch.Tensor) -> torch.Tensor:
         """The first token that the model still reads when the text has `text_length` tokens."""
         context = self.config.max_position_embeddings
         stride = context + 1 - max(context // 2, 1)  # tokens that leave when the newest half stays
-        return max(0, math.ceil((text_length - context) / stride)) * stride
+        return -((context - text_length) // stride).clamp(max=0) * stride  # the quotient rounded up
 
     @staticmethod
     def _window_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:
@@ -486,7 +573,7 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
 
 
 class GPTLiteTaskHead:
-    """What the generic heads of transformers need to find the decoder under them."""
+    """Lets the generic heads of transformers find the decoder."""
 
     def __init__(self, config: GPTLiteConfig):
         # They build it with `AutoModel.from_config`. From a saved folder, this file and the config come as two copies

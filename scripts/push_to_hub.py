@@ -1,42 +1,47 @@
-"""Publish a saved model on the Hugging Face Hub: one commit, with its card, and no more than it needs to load.
+"""Publish a saved model on the Hugging Face Hub in one commit: what is needed to load it, and its card.
 
-python -m scripts.push_to_hub --model out/quickstart --repo_id USER/NAME --dry_run
-python -m scripts.push_to_hub --model out/quickstart --repo_id USER/NAME --tag v1 --space USER/NAME-demo
+gptlite push --model out/quickstart --repo_id USER/NAME --dry_run
+gptlite push --model out/quickstart --repo_id USER/NAME --tag v1 --space USER/NAME-demo
+gptlite push --model out/quickstart --repo_id USER/NAME --space USER/NAME-page --space_sdk static
 """
 
-import json
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.cli import Parser, UserError, accept_older_transformers, load_pretrained, run
+from modeling_gptlite.errors import UserError
 
-
-CARD_TEMPLATE = Path(__file__).parent.parent / "model_card.md"
-DEMO = Path(__file__).parent / "demo.py"
+from .cli import run
+from .parser import Parser
 
 
 @dataclass
 class PushArguments:
     """What to publish, and where."""
 
-    model: str = field(metadata={"help": "Folder of the model, as training or save_pretrained leaves it."})
+    model: str = field(metadata={"help": "Folder of the model, as training or save_pretrained writes it."})
     repo_id: str = field(metadata={"help": "Name on the Hub: USER/NAME."})
-    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to commit to; made if it is not there."})
+    private: bool = field(default=False, metadata={"help": "Create a new repository as private."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to commit to; created if it does not exist."})
     tag: str | None = field(default=None, metadata={"help": "Tag for the commit, v1 for example."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
-    dry_run: bool = field(default=False, metadata={"help": "List what would be published, and do nothing."})
+    dry_run: bool = field(default=False, metadata={"help": "List what would be published, and upload nothing."})
     published_as: str = field(
         default="gptlite",
         metadata={
             "aliases": ["--as"],
-            "help": "gptlite, with its code; or native: transformers' own Qwen3 or GPT-2 class, without remote code.",
+            "help": "gptlite, with its code; native: transformers' own Qwen3 or GPT-2 class, without remote code; "
+            "gguf: float32, float16 and 8-bit files for Ollama and llama.cpp.",
         },
     )
-    space: str | None = field(default=None, metadata={"help": "Also publish a demo page under this name."})
-    verbose: bool = field(default=False, metadata={"help": "List the files before they go."})
+    space: str | None = field(default=None, metadata={"help": "Also publish a demo page as a Space of this name."})
+    space_sdk: str = field(
+        default="gradio",
+        metadata={
+            "choices": ["gradio", "static"],
+            "help": "How the Space runs the model: gradio, on its server; or static, in the visitor's browser.",
+        },
+    )
+    verbose: bool = field(default=False, metadata={"help": "List the files before they are uploaded."})
 
 
 def main(argv: list[str] | None = None):
@@ -45,100 +50,34 @@ def main(argv: list[str] | None = None):
     import huggingface_hub
     import transformers
 
-    from modeling_gptlite.training.hub import HubError
+    from modeling_gptlite.page.space import space_files
+    from modeling_gptlite.runs import publish
 
     transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()  # its retries; what counts is said here
-    try:
-        check(args)
-        with tempfile.TemporaryDirectory() as staged:
-            stage(args, Path(staged))
-            push(args, Path(staged))
-    except HubError as error:
-        raise UserError(error) from error
-
-
-def check(args: PushArguments) -> None:
-    from huggingface_hub.utils import validate_repo_id
-
-    from modeling_gptlite.training.hub import ADAPTER_CONFIG, hub_errors
-
-    if args.published_as not in ("gptlite", "native"):
-        raise UserError(f"--as must be gptlite or native, got {args.published_as!r}")
-    is_adapter = (Path(args.model) / ADAPTER_CONFIG).is_file()
-    if not is_adapter and not (Path(args.model) / "config.json").is_file():
-        raise UserError(f"{args.model} is not the folder of a model: it has no config.json")
-    if is_adapter and args.published_as == "native":
-        raise UserError(f"{args.model} is a LoRA adapter; merge it into its model to publish that as native")
-    for repo_id in filter(None, (args.repo_id, args.space)):
-        with hub_errors(repo_id):
-            validate_repo_id(repo_id)
-
-
-def stage(args: PushArguments, folder: Path) -> None:
-    """Put the files that the Hub gets into `folder`."""
-    from modeling_gptlite.training.hub import published_files
-    from modeling_gptlite.training.report import RUN_FILE, plain_card, render_card
-
-    source, native = Path(args.model), args.published_as == "native"
-    if native:
-        save_native(source, folder)
-    for name, path in published_files(source).items():
-        belongs_to_gptlite = path.suffix in (".safetensors", ".py") or name.endswith(".index.json")
-        if not native or not (belongs_to_gptlite or (folder / name).exists()):
-            shutil.copyfile(path, folder / name)
-    accept_older_transformers(folder)
-    if (source / RUN_FILE).exists():
-        try:
-            record = json.loads((source / RUN_FILE).read_text(encoding="utf-8"))
-            card = render_card(CARD_TEMPLATE, record, args.repo_id, native)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{source / RUN_FILE} is not the record of a run: {error!r}; delete or mend it") from error
-    elif (source / "README.md").exists():
-        return
-    else:
-        card = plain_card(args.repo_id, native)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def save_native(source: Path, folder: Path) -> None:
-    """Convert the model; the loss of the native class is that of the original, by equal logits."""
-    from modeling_gptlite import GPTLiteForCausalLM
-    from modeling_gptlite.conversion import ConversionError, to_native
-
-    model, tokenizer = load_pretrained(str(source))
-    if not isinstance(model, GPTLiteForCausalLM):
-        raise UserError(f"{source} holds a {type(model).__name__}, which is native already; push it without --as")
-    try:
-        to_native(model).save_pretrained(folder)
-    except ConversionError as error:
-        raise UserError(f"cannot publish {source} as native: {error}") from error
-    tokenizer.save_pretrained(folder)
-
-
-def push(args: PushArguments, folder: Path) -> None:
-    from modeling_gptlite.training import hub
-
-    if args.dry_run or args.verbose:
-        files = hub.published_files(folder)
-        for name, path in files.items():
-            print(f"{path.stat().st_size:>12,}  {name}")
-        print(f"{sum(path.stat().st_size for path in files.values()):>12,}  bytes in {len(files)} files")
+    huggingface_hub.utils.logging.set_verbosity_error()  # its retries; failures are reported here
+    model, private = Path(args.model), args.private or None
+    if args.space:
+        publish.check_repo_id(args.space)
+    elif args.space_sdk != "gradio":
+        raise UserError("--space_sdk goes with --space USER/NAME")
     if args.dry_run:
+        with publish.staged(model, args.repo_id, args.published_as) as folder:
+            print(publish.list_files(folder))
         return
-    commit = hub.push_folder(
-        folder,
+    page = space_files(args.space_sdk, model, args.repo_id) if args.space else {}  # before anything is uploaded
+    commit = publish.publish(
+        model,
         args.repo_id,
-        private=args.private or None,
+        args.published_as,
+        private=private,
         revision=args.revision,
         create_pr=args.create_pr,
+        tag=args.tag,
+        report=print if args.verbose else None,
     )
-    if args.tag:
-        hub.tag_commit(args.repo_id, args.tag, commit.pr_revision or commit.oid)
     print(f"published: {commit.pr_url or commit.commit_url}")
     if args.space:
-        url = hub.push_space(args.space, args.repo_id, DEMO, private=args.private or None)
-        print(f"the demo's page: {url}")
+        print(f"the demo's page: {publish.push_space(args.space, page, args.space_sdk, private)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,69 +18,34 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # toy models gain nothing from threads and lose to whatever else the machine does
 }
 
-ROOT = Path(__file__).parent.parent
-TEXT = "".join(
-    f"{i} green bottles standing on the wall,\nand if one should fall: {i - 1}!\n" for i in range(300, 0, -1)
-)
+import torch
+from helpers import TEXT, train_tiny
+from transformers import GPT2Config, GPT2LMHeadModel
 
-# What a run leaves at the top of its folder, and a push publishes.
-FOLDER_FILES = {
-    "README.md",
-    "config.json",
-    "configuration_gptlite.py",
-    "generation_config.json",
-    "loss.png",
-    "model.safetensors",
-    "modeling_gptlite.py",
-    "run.json",
-    "samples.md",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-
-# Every architecture among the presets; modern-10m and modern-124m differ from modern-1m in size only.
-ARCHITECTURES = ["classic-10m", "nanogpt-10m", "gpt2-124m", "modern-1m"]
-TINY = {
-    "vocab_size": 65,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 32,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
-    "embedding_dropout": 0.0,
-}
+from tokenization import build_bpe_tokenizer
 
 
-def tiny_config(preset: str, **overrides):
-    from modeling_gptlite import GPTLiteConfig
-
-    return GPTLiteConfig.from_preset(preset, **{**TINY, **overrides})
-
-
-def tiny_model(preset: str, seed: int = 0, **overrides):
-    import torch
-
-    from modeling_gptlite import GPTLiteForCausalLM
-
-    torch.manual_seed(seed)
-    return GPTLiteForCausalLM(tiny_config(preset, **overrides)).eval()
-
-
-def run_python(code: str, cwd: Path, **environment) -> str:
-    """The standard output of `code` in a fresh process that cannot import this package."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env |= {"HF_HOME": str(cwd / "hf_home"), **environment}
-    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would our children
+pytest_plugins = ["hub_server"]
 
 
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_compiled_code():
+    """Every model that is compiled counts against one limit of recompilations per process."""
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -110,25 +75,71 @@ def talking(tmp_path_factory, trained) -> Path:
     return folder / "run"
 
 
-def train_tiny(text_file: Path | None, folder: Path, *flags: str) -> None:
-    from scripts import train
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory):
+    """A folder as GPT-2's: its class, with a byte-level BPE tokenizer that has but one special token."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = build_bpe_tokenizer(TEXT, vocab_size=300)
+    tokenizer.pad_token, tokenizer.unk_token = None, "<|endoftext|>"
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=32, n_layer=2, n_head=2, **ends)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
-    train.main(
-        [
-            *([f"--train_file={text_file}"] if text_file else []),
-            f"--output_dir={folder}",
-            "--preset=modern-1m",
-            '--model_overrides={"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}',
-            "--optimizer=muon",
-            "--max_steps=20",
-            "--warmup_steps=2",
-            "--eval_steps=10",
-            "--save_steps=10",
-            "--logging_steps=5",
-            "--per_device_train_batch_size=8",
-            "--sample_length=40",
-            "--language=en",
-            "--license=cc0-1.0",
-            *flags,
-        ]
-    )
+
+@pytest.fixture
+def ada(hub, monkeypatch):
+    """The server of a Hub that knows ada, who is logged in."""
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    return hub.server
+
+
+# ---- Browsers ------------------------------------------------------------------------------------------------------
+
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address in a page of its own; in the end there must be no error and no request to another host."""
+    pages = []
+
+    def open_page(address, **context):
+        page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}).new_page()
+        page.set_default_timeout(20_000)
+        page.problems, page.requested = [], []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and page.problems.append(message.text))
+        page.on("request", lambda request: page.requested.append(request.url))
+        pages.append((page, address))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for page, address in pages:
+        assert page.problems == []
+        assert [url for url in page.requested if not url.startswith((address, "data:", "blob:"))] == []
+        page.context.close()

@@ -5,7 +5,7 @@
         server.repo("ada/model").files()  # {path: bytes}
 
 The server needs the standard library only. It speaks plain LFS, not Xet: its clients set HF_HUB_DISABLE_XET=1. A test
-module gets the fixture at the end of this file by `import hub_server` and `hub = hub_server.hub`.
+module gets the fixture `hub` at the end of this file, which `conftest.py` names as a plugin.
 """
 
 import base64

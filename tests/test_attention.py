@@ -1,8 +1,8 @@
-"""The attention that a CPU trains with: the numbers of the eager one, for every model, mask and number of heads."""
+"""The attention for training on a CPU equals eager attention, for every model, mask and number of heads."""
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_model
+from helpers import ARCHITECTURES, tiny_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from modeling_gptlite.training.attention import SHORT_WINDOWS

@@ -1,4 +1,4 @@
-"""The benchmarks: their records make the README's table, and what needs a GPU runs at toy size without one."""
+"""The benchmarks: the README's table follows from their records, and each runs at toy size, without a GPU."""
 
 import json
 import os
@@ -7,21 +7,54 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TEXT
+from helpers import ROOT
 
 from benchmarks import common, table
 
 
-def test_the_readme_tells_what_was_recorded():
+def test_the_table_in_the_readme_is_that_of_the_records():
     readme = table.README.read_text(encoding="utf-8")
     assert table.with_table(readme) == readme
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_a_record_tells_what_was_measured_on_what(path):
+def test_a_record_names_what_was_measured_and_where(path):
     entry = json.loads(path.read_text(encoding="utf-8"))
     assert entry["what"]
     assert {"date", "commit", "versions", "hardware"} <= set(entry["environment"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"capability": "AVX2", "bf16": True, "amx": True}, "avx2"),  # what PyTorch does not use does not count
+        ({"capability": "AVX512", "bf16": False, "amx": False}, "avx512"),
+        ({"capability": "AVX512", "bf16": True, "amx": False}, "avx512-bf16"),
+        ({"capability": "AVX512", "bf16": True, "amx": True}, "avx512-amx"),
+    ],
+)
+def test_a_record_is_named_after_the_kind_of_cpu(facts, kind, monkeypatch):
+    monkeypatch.setattr(common, "cpu_facts", lambda: facts)
+    assert common.cpu_kind() == kind
+
+
+def test_a_record_says_what_the_cpu_can_do(tmp_path):
+    common.record("speed", "what", tmp_path)
+    cpu = json.loads((tmp_path / "speed.json").read_text())["environment"]["cpu"]
+    assert cpu == common.cpu_facts()
+    assert cpu.keys() == {"capability", "bf16", "amx", "vnni"}
+
+
+def test_the_table_has_a_column_for_each_machine(tmp_path, monkeypatch):
+    for path in common.RESULTS.glob("*_*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    known = table.MACHINES[-1]
+    (tmp_path / "generate_speed-new.json").write_bytes((tmp_path / f"generate_speed{known}.json").read_bytes())
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(table, "MACHINES", [known, "-new"])
+    lines = table.table().splitlines()
+    assert any(line.startswith("| generation") and line.count(": ") == 2 for line in lines)
+    assert any(line.startswith("| training") and line.endswith("| - |") for line in lines)  # not measured there
 
 
 def test_measures_are_taken_in_turn_and_compared_round_by_round():
@@ -49,39 +82,65 @@ def python(*arguments, **environment):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_benchmark_says_that_it_needs_one():
-    done = python("benchmarks.gpu")
+    done = python("benchmarks.gpu", "all")
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["gptlite gpt2", "gptlite modern", "transformers GPT-2"])
-def test_the_gpu_benchmark_measures_at_toy_size(name):
+def test_the_gpu_benchmark_measures_at_toy_size(name, capsys):
+    from benchmarks import gpu_speed
+
+    figures = {}
+    for kind in (["train", name], ["generate", name, "compiled", "2"]):
+        gpu_speed.main(["--toy", *kind])
+        figures |= json.loads(capsys.readouterr().out)
+        assert figures.pop("tokens_per_second") > 0
+    assert "model_flops_utilisation" not in figures  # nobody states a CPU's
+
+
+def test_the_gpu_benchmark_compares_attention_implementations(capsys):
+    from benchmarks import gpu_speed
+
+    gpu_speed.main(["--toy", "attention", "sdpa"])
+    figures = json.loads(capsys.readouterr().out)
+    assert abs(figures["loss_difference"]) < 1e-5
+    assert figures["gradient_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("part", ["classic", "best"])
+def test_the_gpu_benchmark_trains_a_recipe_at_toy_size(part, tmp_path):
     from benchmarks import gpu
 
-    device = torch.device("cpu")
-    trained = gpu.training_speed(name, gpu.SIZES["toy"], "", device)
-    assert trained["tokens_per_second"] > 0
-    assert "model_flops_utilisation" not in trained  # nobody states a CPU's
-    assert gpu.generation_speed(name, 2, True, "", device)["tokens_per_second"] > 0
-
-
-def test_the_gpu_benchmark_trains_a_recipe_at_toy_size(tmp_path, monkeypatch):
-    from benchmarks import gpu
-
-    (tmp_path / "tinyshakespeare.txt").write_text(TEXT)
-    monkeypatch.setattr(gpu, "TOY_RUN", [*gpu.TOY_RUN, "--dataset=python-docs"])
-    figures = gpu.train_recipe("shakespeare_char", toy=True)
-    assert 0 < figures["training_seconds"] < figures["whole_process_seconds"]
+    gpu.main([part, "--toy", "--dataset=python-docs", "--seeds=1", f"--results={tmp_path}"])
+    (figures,) = json.loads((tmp_path / f"gpu_{part}.json").read_text())["results"].values()
+    assert 0 < figures["training_seconds"] < figures["process_seconds"]
     assert figures["validation_loss"] > 1
 
 
-def test_utilisation_is_of_the_peak_that_the_maker_states(monkeypatch):
+def test_a_failed_measurement_of_the_gpu_benchmark_is_recorded_and_the_next_takes_place(tmp_path, monkeypatch):
     from benchmarks import gpu
 
+    def part(options):
+        """Two measurements."""
+        yield "first", gpu.attempt(lambda: gpu.train(["--preset=none-such"]))
+        assert "first" in json.loads((tmp_path / "gpu_speed.json").read_text())["results"]
+        yield "second", gpu.attempt(lambda: {"figure": 1})
+
+    monkeypatch.setitem(gpu.PARTS, "speed", part)
+    gpu.main(["speed", "--toy", f"--results={tmp_path}"])
+    results = json.loads((tmp_path / "gpu_speed.json").read_text())["results"]
+    assert "none-such" in results["first"]["error"]
+    assert results["second"] == {"figure": 1}
+
+
+def test_utilisation_is_of_the_peak_that_the_maker_states(monkeypatch):
+    from benchmarks import gpu_speed
+
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    assert gpu.peak_flops(torch.device("cuda")) == 312e12
+    assert gpu_speed.peak_flops(torch.device("cuda")) == 312e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some other card")
-    assert gpu.peak_flops(torch.device("cuda")) is None
+    assert gpu_speed.peak_flops(torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize("name", ["gptlite nanogpt fp32", "gptlite modern auto", "GPT-2, transformers' Trainer"])
@@ -93,10 +152,12 @@ def test_a_training_measurement_runs(name, tmp_path, monkeypatch):
     assert figures["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("name", ["transformers GPT-2", "modern-10m int8"])
+@pytest.mark.parametrize("name", ["transformers GPT-2", "modern-10m int8", "modern-10m engine int8"])
 def test_a_generation_measurement_runs(name):
     from benchmarks import generate_speed
 
+    if "engine" in name:
+        pytest.importorskip("onnxruntime")
     assert generate_speed.measure(name, streams=2, tokens=3, nanogpt="")["tokens_per_second"] > 0
 
 
@@ -104,3 +165,26 @@ def test_a_scaling_measurement_runs():
     done = python("benchmarks.scaling", "--one", '{"width": 32, "context": 16, "batch": 2, "processes": 1}')
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["milliseconds"] > 0
+
+
+def test_64_visitors_of_the_demo_get_their_texts_beside_a_slow_one_and_one_that_disconnects(trained, tmp_path):
+    pytest.importorskip("gradio")
+    from benchmarks import demo_load
+
+    demo_load.main([f"--model={trained}", "--rounds=1", "--tokens=10"], tmp_path)
+    record = json.loads((tmp_path / "demo_load.json").read_text())
+    assert (record["clients"], len(record["seconds"])) == (64, 1)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "streamed rows"])
+def test_times_read_are_the_bytes_of_the_text_alone(kind, tmp_path, monkeypatch):
+    from benchmarks import read_text
+
+    def run(code, flags, work):
+        folder = work / ("large" if "/large" in flags[0] else "small")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        return {"bytes": 50_000_000 + 2 * size, "peak_megabytes": 1.0}
+
+    monkeypatch.setattr(read_text, "run", run)
+    figures = read_text.measure(tmp_path, kind, 3 * read_text.MEGABYTE)
+    assert [figures[state]["times_read"] for state in ("fresh", "cached")] == [2, 2]

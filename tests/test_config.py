@@ -46,6 +46,9 @@ def test_presets_have_exactly_the_documented_parameters(preset, vocab_size, coun
         ({"attention_dropout": 1.0}, ["attention_dropout", "1.0", "[0, 1)"]),
         ({"initializer_range": 0.0}, ["initializer_range", "0.0", "positive"]),
         ({"head_dim": 33}, ["head_dim", "33", "even"]),
+        ({"norm_eps": float("nan")}, ["norm_eps", "nan", "positive"]),
+        ({"rope_parameters": {"rope_type": "spiral"}}, ["rope_parameters", "spiral", "linear"]),
+        ({"rope_parameters": {"rope_type": "linear"}}, ["rope_parameters", "linear", "factor"]),
     ],
 )
 def test_a_wrong_field_is_an_error_that_names_field_value_and_what_is_allowed(fields, told):

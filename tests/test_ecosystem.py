@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,20 +12,21 @@ import urllib.request
 
 import pytest
 import torch
-from conftest import TEXT
+from helpers import ANSWERS, ROOT, TALKS, TEXT, run_python, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-from modeling_gptlite.conversion import to_native
+from modeling_gptlite.interchange.names import to_native
 
 
+LABELS = {"green bottles": "good", "should fall": "bad"}
 QUESTIONS = [
     {"question": f"{n} green", "choices": [" bottles", " zebras"], "answer": 0, "words": " bottles standing"}
     for n in range(20, 28)
 ]
 
 
-# ---- Evaluation ----------------------------------------------------------------------------------------------------
+# ---- Evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_lm_evaluation_harness_scores_the_model(trained, tmp_path):
@@ -58,7 +61,7 @@ def test_lm_evaluation_harness_scores_the_model(trained, tmp_path):
     assert results["wall"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
 
 
-# ---- Quantisation --------------------------------------------------------------------------------------------------
+# ---- Quantisation ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
@@ -78,7 +81,7 @@ def test_torchao_quantises_on_loading_and_the_text_goes_past_the_context(config,
     assert model.generate(**inputs, max_new_tokens=50, do_sample=False).shape[1] == 80
 
 
-# ---- Assisted decoding ---------------------------------------------------------------------------------------------
+# ---- Assisted decoding ----------------------------------------------------------------------------------------------
 
 
 def test_a_small_model_drafts_for_a_larger_one():
@@ -101,7 +104,7 @@ def test_a_good_draft_saves_forward_passes_of_the_large_model(trained):
     assert len(passes) < 15
 
 
-# ---- Servers -------------------------------------------------------------------------------------------------------
+# ---- Servers --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,76 @@ def test_transformers_chat_talks_to_it(server, tmp_path):
         timeout=120,
     )
     assert "bottles!" in result.stdout, result.stderr
+
+
+# ---- Classification -------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_classifier_learns_and_loads_without_this_package(trained, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ForSequenceClassification" in b)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    shutil.copytree(trained, tmp_path / "out" / "quickstart")
+    write_rows(
+        tmp_path / "reviews.jsonl",
+        [{"text": f"{n} {text}", "label": label} for n in range(60) for text, label in LABELS.items()],
+    )
+    exec(block, {})
+    assert "1.0" in capsys.readouterr().out.splitlines()
+    printed = run_python(
+        """
+from transformers import pipeline
+classify = pipeline("text-classification", model="out/reviews", trust_remote_code=True)
+print([row["label"] for row in classify(["99 green bottles", "98 should fall"])], classify.model.config.id2label)
+""",
+        tmp_path,
+    )
+    assert printed.strip() == "['good', 'bad'] {0: 'bad', 1: 'good'}"
+
+
+# ---- TRL ------------------------------------------------------------------------------------------------------------
+
+
+def trl_settings(folder, **settings):
+    defaults = {"max_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "report_to": "none"}
+    return {"output_dir": str(folder), "use_cpu": True, "bf16": False, "logging_steps": 5, **defaults, **settings}
+
+
+@pytest.mark.parametrize("rows", [[{"text": line} for line in TEXT.splitlines()], ANSWERS, TALKS])
+def test_trls_supervised_trainer_trains_the_model(rows, trained, tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    settings = {}
+    if "messages" in rows[0]:
+        from modeling_gptlite.data.layouts import CHAT_TEMPLATE
+
+        tokenizer.chat_template, settings = CHAT_TEMPLATE, {"assistant_only_loss": True}
+    args = trl.SFTConfig(**trl_settings(tmp_path, max_length=32, **settings))
+    trainer = trl.SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_trls_preference_trainer_trains_the_model(trained, tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    rows = [{"prompt": f"{n} green ", "chosen": "bottles!", "rejected": "wall,"} for n in range(64)]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    args = trl.DPOConfig(**trl_settings(tmp_path, max_length=32))
+    trl.DPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
+    ids = tokenizer(["7 green bottles!", "7 green wall,"], return_tensors="pt", padding=True, padding_side="right")
+    with torch.no_grad():
+        log_p = model.cpu().eval()(**ids).logits.log_softmax(-1)[:, 7]
+    assert log_p[0, tokenizer.convert_tokens_to_ids("b")] > log_p[1, tokenizer.convert_tokens_to_ids("w")]
+
+
+def test_the_extra_of_the_messages_exists():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["finetune"] == ["peft", "trl"]

@@ -1,153 +1,18 @@
-"""Evaluation: every number against another way to get it, and the command that prints them."""
+"""The evaluate command: what it prints, records and refuses."""
 
 import json
 import math
 import shutil
 
-import numpy as np
 import pytest
-import torch
-from conftest import TEXT, tiny_model
-from test_commands import call, files, refused
+from helpers import TEXT, call, files, refused
 
-from modeling_gptlite.training import evaluation
-from modeling_gptlite.training.data import EvaluationWindows, load_files
-from scripts import evaluate, push_to_hub
-from tokenization import build_char_tokenizer, encode_corpus
+from modeling_gptlite.data.sources import SOURCES, BuiltIn, TextFile
+from modeling_gptlite.runs.publish import staged
+from scripts import evaluate
 
 
 FEW = ["--num_samples=4", "--max_new_tokens=40"]
-
-
-# ---- Predictions ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tokens", [2, 17, 50])
-def test_every_target_is_scored_as_by_a_plain_loop(tokens):
-    model = tiny_model("modern-1m", initializer_range=0.5)
-    ids = np.random.default_rng(0).integers(65, size=tokens).astype(np.uint16)
-    scores = evaluation.score_tokens(model, EvaluationWindows(ids, 16), batch_size=2)
-    expected = []
-    with torch.no_grad():
-        for target in range(1, tokens):
-            start = (target - 1) // 16 * 16
-            logits = model(torch.tensor(ids[None, start:target].astype(np.int64))).logits[0, -1]
-            probabilities = logits.softmax(-1)
-            guess = int(probabilities.argmax())
-            expected.append((-math.log(probabilities[ids[target]]), float(probabilities[guess]), guess == ids[target]))
-    losses, confidences, hits = zip(*expected, strict=True)
-    assert scores.losses == pytest.approx(losses, rel=1e-4)
-    assert scores.confidences == pytest.approx(confidences, rel=1e-4)
-    assert scores.hits.tolist() == list(hits)
-
-
-def test_the_interval_of_independent_values_is_the_textbooks():
-    values = np.random.default_rng(1).normal(2.0, 1.0, size=20_000)
-    low, high = evaluation.confidence_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 / math.sqrt(20_000), rel=0.25)
-
-
-def test_the_interval_knows_that_neighbours_are_alike():
-    values = np.random.default_rng(1).normal(2.0, 1.0, size=20_000)
-    alike = np.repeat(values[:200], 100)
-    low, high = evaluation.confidence_interval(alike)
-    assert high - low == pytest.approx(2 * 1.96 / math.sqrt(200), rel=0.25)
-
-
-def test_the_interval_of_a_single_value_is_that_value():
-    assert evaluation.confidence_interval(np.array([1.5])) == (1.5, 1.5)
-
-
-def test_the_calibration_error_is_the_weighted_gap_of_the_bins():
-    confidences = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 1.0])
-    hits = np.array([True, True, True, False, True, True])
-    # 15 bins: the four of 0.95 with the one of 1.0 in the last, 0.5 in the eighth
-    expected = (abs(4 - 4.8) + abs(1 - 0.5)) / 6
-    assert evaluation.expected_calibration_error(confidences, hits) == pytest.approx(expected)
-
-
-def test_honest_confidence_has_no_calibration_error():
-    random = np.random.default_rng(0)
-    confidences = random.uniform(size=200_000)
-    assert evaluation.expected_calibration_error(confidences, random.uniform(size=200_000) < confidences) < 0.01
-
-
-# ---- Continuations -------------------------------------------------------------------------------------------------
-
-
-def test_continuations_begin_at_evenly_spaced_places_and_stand_beside_the_true_text():
-    tokenizer = build_char_tokenizer(TEXT)
-    ids = encode_corpus(TEXT[:1000], tokenizer)
-    model = tiny_model("modern-1m", vocab_size=len(tokenizer))
-    texts, references = evaluation.write_continuations(model, tokenizer, ids, count=3, prompt_tokens=10, length=50)
-    assert references == [TEXT[10:60], TEXT[480:530], TEXT[950:1000]]
-    assert [len(tokenizer(text)["input_ids"]) for text in texts] == [50, 50, 50]
-
-
-def test_a_model_that_knows_the_text_by_heart_continues_it():
-    """Every id is followed by the next one: a model that knows this writes the reference."""
-    tokenizer = build_char_tokenizer("abcdefgh", special_tokens=False)
-    model = tiny_model("nanogpt-10m", vocab_size=8, hidden_size=32, tie_word_embeddings=False)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.zero_()
-        model.model.embed_tokens.weight[:, :8] = 100 * torch.eye(8)
-        model.lm_head.weight[:, :8] = 100 * torch.eye(8).roll(1, dims=0)
-    ids = np.tile(np.arange(8), 20)
-    texts, references = evaluation.write_continuations(model, tokenizer, ids, 5, prompt_tokens=4, length=60)
-    assert texts == references
-    scores = evaluation.similarity(texts, references)
-    assert (scores["bleu"], scores["chrf"]) == (pytest.approx(100), pytest.approx(100))
-
-
-def test_similarity_is_sacrebleus_own():
-    sacrebleu = pytest.importorskip("sacrebleu")
-    texts, references = ["the cat sat", "on a mat"], ["the cat was sitting", "on the mat"]
-    scores = evaluation.similarity(texts, references)
-    assert scores["bleu"] == sacrebleu.corpus_bleu(texts, [references], tokenize="char").score
-    assert scores["chrf"] == sacrebleu.corpus_chrf(texts, [references]).score
-    assert "tok:char" in scores["bleu_signature"]
-
-
-def test_words_that_the_ends_cut_do_not_count():
-    assert evaluation.whole_words("ing, and th'other: Ho! 'Tis na") == ["and", "th'other", "ho", "tis"]
-
-
-@pytest.mark.parametrize("size", [1, 3, 7, 100])
-def test_the_vocabulary_does_not_depend_on_how_the_text_is_cut(size):
-    text = "Now is the winter of our discontent\nmade glorious"
-    pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    assert evaluation.vocabulary(pieces) == {*text.lower().split()}
-
-
-def test_distinct_and_known_words_are_shares():
-    passages = [["to", "be", "or", "not", "to", "be"], ["to", "be"]]
-    assert evaluation.distinct(passages, 1) == 4 / 8
-    assert evaluation.distinct(passages, 2) == 4 / 6
-    assert evaluation.known_words(passages, {"to", "be"}) == 6 / 8
-    assert evaluation.distinct([[]], 2) == evaluation.known_words([], set()) == 0
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_longest_copy_is_what_a_search_by_hand_finds(seed):
-    random = np.random.default_rng(seed)
-    text, *texts = ("".join(random.choice(list("abé𝕏"), size=size)) for size in (300, 30, 0, 50))
-    pieces = [text[start : start + 7] for start in range(0, 300, 7)]
-    spans = {t[i:j] for t in texts for i in range(len(t)) for j in range(i, len(t) + 1)}
-    copy = evaluation.longest_copy(texts, pieces)
-    assert len(copy) == max(len(span) for span in spans if span in text)
-    assert copy in text
-    assert any(copy in t for t in texts)
-
-
-def test_a_text_learnt_by_heart_is_one_long_copy():
-    assert evaluation.longest_copy([f"xyz{TEXT[100:500]}xyz"], [TEXT]) == TEXT[100:500]
-    assert evaluation.longest_copy(["xyz"], ["abc"]) == ""
-
-
-# ---- The command ---------------------------------------------------------------------------------------------------
 
 
 def evaluated(*argv, capsys):
@@ -196,12 +61,8 @@ def test_the_text_of_the_run_is_the_default(trained, text_file, tmp_path, monkey
     run = json.loads((folder / "run.json").read_text())
     run["data"]["name"] = "tinyshakespeare"
     (folder / "run.json").write_text(json.dumps(run))
-    asked = []
-    monkeypatch.setattr(
-        "modeling_gptlite.training.data.load_source", lambda name, **_: asked.append(name) or load_files([text_file])
-    )
+    monkeypatch.setitem(SOURCES, "tinyshakespeare", BuiltIn(lambda: [TextFile(text_file)], "en", "mit"))
     out = evaluated(f"--model={folder}", "--num_samples=0", capsys=capsys)
-    assert asked == ["tinyshakespeare"]
     assert f"{run['results']['loss']:.4f}" in out
     assert "BLEU" not in out
 
@@ -212,10 +73,9 @@ def test_the_card_and_a_push_tell_the_results(trained, text_file, tmp_path, caps
     before, after = (json.loads((place / "run.json").read_text()) for place in (trained, folder))
     results = after.pop("evaluation")
     assert after == before
-    (tmp_path / "staged").mkdir()
-    push_to_hub.stage(push_to_hub.PushArguments(str(folder), "ada/bottles"), tmp_path / "staged")
-    for card in (folder / "README.md", tmp_path / "staged" / "README.md"):
-        text = card.read_text()
+    with staged(folder, "ada/bottles") as published:
+        cards = [(place / "README.md").read_text() for place in (folder, published)]
+    for text in cards:
         assert f"| BLEU, over characters | {results['models'][0]['bleu']:.2f} |" in text
         assert results["models"][0]["chrf_signature"] in text
         assert "## Training\n" in text

@@ -1,27 +1,20 @@
-"""Prompts with completions, and conversations: `training/examples.py`, and the runs of `scripts.train` on them."""
-
-import json
+"""Prompts with completions, and conversations, as ids and batches: `data/examples.py`."""
 
 import pytest
 import torch
-from conftest import tiny_model
-from test_commands import refused
+from helpers import refused, tiny_model
 from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
-from modeling_gptlite.training.data import DataError, TextSource, whole_batch
-from modeling_gptlite.training.examples import (
-    CHAT_TEMPLATE,
-    EvaluationExamples,
-    ExampleSource,
-    ShuffledExamples,
-    encode_examples,
-    load_example_dataset,
-    load_example_files,
-)
+from modeling_gptlite.data import layouts
+from modeling_gptlite.data.examples import EvaluationExamples, ShuffledExamples, encode_examples
+from modeling_gptlite.data.layouts import CHAT_TEMPLATE
+from modeling_gptlite.data.sources import Source
+from modeling_gptlite.data.windows import whole_batch
 from modeling_gptlite.training.metrics import evaluate_loss
 from scripts import train
 from tokenization import build_bpe_tokenizer, build_char_tokenizer
+from tokenization.corpus import Encoder
 
 
 PAIRS = [{"prompt": f"{n} and {n + 1}?", "completion": f" {n + n + 1}!"} for n in range(30)]
@@ -38,17 +31,12 @@ TOKENIZERS = {"char": build_char_tokenizer(ALPHABET), "bpe": build_bpe_tokenizer
 every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 
 
-def source_of(rows, **settings):
-    return ExampleSource("test", lambda: rows, conversations="messages" in rows[0], **settings)
+def source_of(rows):
+    return Source("test", rows, layouts.CONVERSATIONS if "messages" in rows[0] else layouts.PAIRS)
 
 
 def encode(rows, tokenizer=TOKENIZERS["char"], context=200, validation_fraction=0.1):
-    return encode_examples(source_of(rows), tokenizer, context, validation_fraction)[:2]
-
-
-def write(path, rows):
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return path
+    return encode_examples(source_of(rows), Encoder(tokenizer), context, validation_fraction)
 
 
 # ---- Ids and targets -----------------------------------------------------------------------------------------------
@@ -92,20 +80,22 @@ def test_a_template_of_the_tokenizers_own_is_used_and_one_is_given_to_a_tokenize
     for tokenizer, text in ((own, "<user>1 and 1?<assistant>2<|endoftext|>"), (bare, TALK_TEXT[13:53])):
         source = source_of([{"messages": TALK[1:3]}] * 2)
         source.share_template(tokenizer)
-        train_examples, *_ = encode_examples(source, tokenizer, 200, 0.5)
+        train_examples, _ = encode_examples(source, Encoder(tokenizer), 200, 0.5)
         assert tokenizer.decode(train_examples.ids) == text
         assert tokenizer.apply_chat_template(TALK[1:3], tokenize=False) in (text, text.removesuffix("<|endoftext|>"))
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_and_says_what_to_do():
-    source = source_of([{"messages": TALK}], chat_template="{{ messages | length }}{{ messages[-1]['content'] }}")
-    with pytest.raises(DataError, match=r"row 1.*each reply a row of its own"):
-        list(source.pieces())
+@pytest.mark.parametrize(("reply", "content"), [(" 2<|endoftext|>", "2"), ("<|endoftext|>", "")])
+def test_a_reply_is_parsed_even_if_it_is_empty(reply, content):
+    tokenizer = build_char_tokenizer(ALPHABET)
+    source_of([{"messages": TALK[1:3]}]).share_template(tokenizer)
+    message = tokenizer.parse_response(reply, prefix="user: 1 and 1?\nassistant:")
+    assert message == {"role": "assistant", "content": content}
 
 
 def test_what_a_tokenizer_has_to_know_holds_the_templates_characters_and_no_special_token():
-    assert "".join(source_of([{"messages": TALK}]).pieces()) == TALK_TEXT.replace("<|endoftext|>", "")
-    assert "".join(source_of(PAIRS[:2]).pieces()) == "0 and 1? 1!1 and 2? 3!"
+    assert "".join(source_of([{"messages": TALK}]).texts()) == TALK_TEXT.replace("<|endoftext|>", "")
+    assert "".join(source_of(PAIRS[:2]).texts()) == "0 and 1? 1!1 and 2? 3!"
 
 
 @every_tokenizer
@@ -193,40 +183,19 @@ def test_a_training_example_depends_on_seed_and_index_alone():
 
 # ---- Rows ----------------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        ({"messages": TALK, "text": "x"}, "conversations"),
-        ({"prompt": "a", "completion": "b", "id": 3}, "pairs"),
-        ({"text": "a", "prompt": "b"}, "text"),
-    ],
-)
-def test_the_columns_tell_what_the_rows_are(row, kind, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "rows").mkdir()
-    path = write(tmp_path / "rows" / "train.jsonl", [row] * 3)
-    for source in (load_example_files([path]), load_example_dataset(str(tmp_path / "rows"), None, None, False)):
-        found = "text" if isinstance(source, TextSource) else "conversations" if source.conversations else "pairs"
-        assert found == kind
-        assert len(list(source.pieces())) == 3 * {"text": 1, "pairs": 2, "conversations": 4}[kind]
-    if kind == "pairs":
-        assert "".join(load_example_files([path], text_column="prompt").pieces()) == "aaa"
-
-
 BAD_ROWS = {
     "not JSON": ('{"prompt": "a", "completion": "b"}\n{"prompt": ', ["line 2", "not JSON"]),
-    "not an object": ('{"prompt": "a", "completion": "b"}\n[1]', ["line 2", "no JSON object"]),
+    "not an object": ('{"prompt": "a", "completion": "b"}\n[1]', ["line 2", "not a JSON object"]),
+    "null": ('{"messages": [{"role": "user", "content": null}]}', ["row 1", "message 1 is null"]),
+    "half a character": ('{"prompt": "a", "completion": "\\ud83c"}', ["rows.jsonl, line 1", "ud83c"]),
     "no completion": ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', ["row 2", "completion"]),
     "empty completion": ('{"prompt": "a", "completion": ""}', ["row 1", "empty"]),
     "no text": ('{"prompt": "a", "completion": 3}', ["row 1", "must be text"]),
     "no reply": ('{"messages": [{"role": "user", "content": "a"}]}', ["row 1", "assistant"]),
     "no column": ('{"question": "a", "answer": "b"}', ["'text'", "question, answer"]),
     "no row": ("\n", ["empty"]),
-    "one row": ('{"prompt": "a", "completion": "b"}', ["none is left to train"]),
-    "too long": (('{"prompt": "a", "completion": "' + "b" * 200 + '"}\n') * 9, ["none is left", "too long"]),
+    "one row": ('{"prompt": "a", "completion": "b"}', ["left for training"]),
+    "too long": (('{"prompt": "a", "completion": "' + "b" * 200 + '"}\n') * 9, ["left for training", "too long"]),
 }
 
 
@@ -236,8 +205,3 @@ def test_bad_rows_are_refused_in_one_line(text, told, tmp_path, capsys):
     argv = [f"--train_file={tmp_path / 'rows.jsonl'}", f"--output_dir={tmp_path / 'out'}"]
     refused(train.main, *argv, capsys=capsys, told=told)
     assert not (tmp_path / "out").exists()
-
-
-def test_rows_and_texts_do_not_mix(text_file, tmp_path, capsys):
-    path = write(tmp_path / "rows.jsonl", PAIRS)
-    refused(train.main, "--train_file", path, text_file, capsys=capsys, told=[".jsonl", "not both"])

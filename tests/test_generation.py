@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_model
+from helpers import ARCHITECTURES, tiny_model
 from torch.testing import assert_close
 
 
@@ -62,7 +62,7 @@ def test_past_the_context_padding_is_not_read(preset):
 def test_a_prompt_longer_than_the_context_is_read_from_its_end(preset):
     model, ids = tiny_model(preset), random_ids(1, 100)
     output = greedy(model, ids, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
-    start = model._window_start(100)
+    start = model._window_start(torch.tensor(100))
     assert 100 - CONTEXT <= start < 100 - CONTEXT // 2 + 1
     assert_close(output.logits[0], model(ids[:, start:]).logits[:, -1])
 
@@ -75,6 +75,19 @@ def test_a_row_in_a_padded_batch_writes_what_it_writes_alone(preset):
     mask[0, :5] = 0
     together = greedy(model, batch, attention_mask=mask, max_new_tokens=20)
     assert torch.equal(together[0, 5:], greedy(model, ids, max_new_tokens=20)[0])
+
+
+@every_architecture
+@pytest.mark.parametrize("cache", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
+def test_rows_of_any_length_in_a_padded_batch_write_past_the_context_what_they_write_alone(preset, cache):
+    model, lengths = tiny_model(preset), (1, 20, 63)
+    prompts = [random_ids(1, length, seed=length) for length in lengths]
+    batch, mask = torch.zeros(2, len(lengths), max(lengths), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        batch[row, -prompt.shape[1] :], mask[row, -prompt.shape[1] :] = prompt[0], 1
+    together = greedy(model, batch, attention_mask=mask, **cache)
+    for row, prompt in zip(together, prompts, strict=True):
+        assert torch.equal(row[max(lengths) :], greedy(model, prompt)[0, prompt.shape[1] :])
 
 
 def test_the_text_can_be_continued_with_its_cache():

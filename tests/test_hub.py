@@ -1,56 +1,35 @@
-"""The Hub end to end, over HTTP to a server on this machine: push, card, load back by name, faults."""
+"""The Hub end to end, over HTTP to a server on this machine: push, load back by name, faults."""
 
 import json
 import re
 import shutil
+from pathlib import Path
 
-import hub_server
 import pytest
 import torch
-from conftest import FOLDER_FILES, TEXT, run_python, tiny_model, train_tiny
+from helpers import (
+    FOLDER_FILES,
+    REPO,
+    TEXT,
+    commits,
+    published,
+    push,
+    refused,
+    run_python,
+    saved_logits,
+    tiny_model,
+    train_tiny,
+)
 from hub_server import Fault
-from huggingface_hub import HfApi, ModelCard
-from test_commands import call, refused
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import HfApi, ModelCard, snapshot_download
+from transformers import AutoModelForCausalLM
 
-import modeling_gptlite  # noqa: F401  registers the classes
+from modeling_gptlite.hub import HubError, published_files
 from scripts import push_to_hub
 from tokenization import build_char_tokenizer
 
 
-hub = hub_server.hub
-
-REPO = "ada/bottles"
-
-
-@pytest.fixture
-def ada(hub, monkeypatch):
-    """A Hub that knows ada, and ada logged in."""
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    return hub.server
-
-
-def push(folder, *flags, capsys, repo_id=REPO):
-    code, out, err = call(push_to_hub.main, f"--model={folder}", f"--repo_id={repo_id}", *flags, capsys=capsys)
-    assert code == 0, err
-    return out
-
-
-def published(hub, repo_id=REPO, revision="main"):
-    return set(hub.repo(repo_id).files(revision)) - {".gitattributes"}
-
-
-def commits(hub, repo_id=REPO):
-    return [commit for commit in hub.repo(repo_id).log() if commit.title != "initial commit"]
-
-
-def logits(folder, prompt="12 green bottles"):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        return model(**tokenizer(prompt, return_tensors="pt")).logits
-
-
-# ---- What a push publishes -----------------------------------------------------------------------------------------
+# ---- What a push publishes -------------------------------------------------------------------------------------------
 
 
 def test_a_push_is_one_commit_of_exactly_the_files_that_loading_needs(trained, ada, capsys):
@@ -68,14 +47,6 @@ def test_a_repeated_push_makes_no_commit(trained, ada, capsys):
     push(trained, capsys=capsys)
     push(trained, capsys=capsys)
     assert len(commits(ada)) == 1
-
-
-def test_a_dry_run_lists_sizes_and_touches_nothing(trained, ada, capsys):
-    out = push(trained, "--dry_run", capsys=capsys)
-    size = (trained / "model.safetensors").stat().st_size
-    assert f"{size:>12,}  model.safetensors" in out
-    assert set(re.findall(r"^ +[\d,]+  (\S+)$", out, re.M)) == FOLDER_FILES
-    assert not ada.requests
 
 
 def test_secrets_and_places_stay_at_home(trained, ada, tmp_path, capsys):
@@ -102,17 +73,6 @@ def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, ada, tmp
     )
 
 
-def test_branch_tag_and_pull_request(trained, ada, capsys):
-    push(trained, "--private", "--revision=wild", "--tag=v1", capsys=capsys)
-    assert ada.repo(REPO).private
-    assert published(ada, revision="wild") == published(ada, revision="v1") == FOLDER_FILES
-    assert not published(ada)
-    out = push(trained, "--create_pr", capsys=capsys)
-    assert published(ada, revision="refs/pr/1") == FOLDER_FILES
-    assert not published(ada)
-    assert "discussions/1" in out
-
-
 def test_a_folder_of_save_pretrained_can_be_pushed(ada, tmp_path, capsys):
     tiny_model("modern-1m").save_pretrained(tmp_path / "model")
     build_char_tokenizer("abc").save_pretrained(tmp_path / "model")
@@ -131,56 +91,12 @@ def test_the_models_own_push_to_hub_publishes_what_loads(ada, tmp_path):
     )
 
 
-# ---- The card ------------------------------------------------------------------------------------------------------
-
-
-def test_the_card_is_valid_and_tells_what_was_measured(trained, ada, capsys):
-    push(trained, capsys=capsys)
-    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
-    assert [request.status for request in ada.seen("POST", "/api/validate-yaml")] == [200]  # sent by the client
-    results = json.loads((trained / "run.json").read_text())["results"]
-    assert card.data.tags == ["gptlite", "custom_code"]
-    assert (card.data.license, card.data.language, card.data.model_name) == ("cc0-1.0", "en", "bottles")
-    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert measured == {name: round(results[name], 4) for name in ("loss", "perplexity", "bits_per_character")}
-    assert "![Training and validation loss](loss.png)" in card.text
-    assert "revision=" in card.text
-    assert not re.search(r"\{\{|\{%|Undefined|None", card.text)
-
-
-@pytest.mark.parametrize("kind", ["gptlite", "native"])
-def test_the_cards_usage_block_runs_as_it_stands(kind, trained, ada, tmp_path, capsys):
-    push(trained, f"--as={kind}", capsys=capsys)
-    card = ada.repo(REPO).files()["README.md"].decode()
-    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert ("trust_remote_code" in block) == (kind == "gptlite")
-    assert run_python(block, tmp_path).strip()
-
-
-def test_a_model_tuned_from_the_hub_names_its_base_and_carries_its_own_code(trained, text_file, ada, tmp_path, capsys):
-    push(trained, capsys=capsys)
-    train_tiny(text_file, tmp_path / "tuned", f"--model_name_or_path={REPO}")
-    push(tmp_path / "tuned", repo_id="ada/tuned", capsys=capsys)
-    files = ada.repo("ada/tuned").files()
-    assert ModelCard(files["README.md"].decode()).data.base_model == REPO
-    assert REPO not in files["config.json"].decode()
-    assert {"configuration_gptlite.py", "modeling_gptlite.py"} <= files.keys()
-
-
-def test_the_cards_recipe_is_one(trained, tmp_path):
-    import yaml
-
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", (trained / "README.md").read_text(), re.DOTALL)
-    arguments = json.loads((trained / "run.json").read_text())["arguments"]
-    assert yaml.safe_load(recipe) == arguments
-
-
-# ---- Loading back --------------------------------------------------------------------------------------------------
+# ---- Loading back ---------------------------------------------------------------------------------------------------
 
 
 def test_every_loader_gives_the_same_model_from_an_empty_cache(trained, ada, tmp_path, capsys):
     push(trained, capsys=capsys)
-    torch.save(logits(trained), tmp_path / "logits.pt")
+    torch.save(saved_logits(trained), tmp_path / "logits.pt")
     sha = commits(ada)[0].oid
     run_python(
         f"""
@@ -248,51 +164,7 @@ except ValueError as error:
     assert "trust_remote_code=True" in printed
 
 
-# ---- Native --------------------------------------------------------------------------------------------------------
-
-
-def test_a_native_push_needs_no_remote_code_and_gives_the_same_logits(trained, ada, tmp_path, capsys):
-    push(trained, "--as=native", capsys=capsys)
-    assert published(ada) == FOLDER_FILES - {"configuration_gptlite.py", "modeling_gptlite.py"}
-    torch.save(logits(trained), tmp_path / "logits.pt")
-    run_python(
-        f"""
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained({REPO!r}), AutoTokenizer.from_pretrained({REPO!r})
-assert type(model).__name__ == "Qwen3ForCausalLM"
-with torch.no_grad():
-    logits = model(**tokenizer("12 green bottles", return_tensors="pt")).logits
-torch.testing.assert_close(logits, torch.load("logits.pt"), atol=1e-5, rtol=1e-5)
-""",
-        tmp_path,
-    )
-    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
-    assert card.data.tags == ["gptlite"]
-    assert "no remote code" in card.text
-
-
-def test_a_native_push_takes_the_code_of_an_earlier_one_away(trained, ada, capsys):
-    push(trained, capsys=capsys)
-    push(trained, "--as=native", capsys=capsys)
-    assert published(ada) == FOLDER_FILES - {"configuration_gptlite.py", "modeling_gptlite.py"}
-
-
-def test_a_model_that_cannot_be_native_says_why(ada, tmp_path, capsys):
-    tiny_model("classic-10m").save_pretrained(tmp_path / "model")  # 65 characters, 32 wide, and a head bias
-    build_char_tokenizer(TEXT).save_pretrained(tmp_path / "model")
-    refused(
-        push_to_hub.main,
-        f"--model={tmp_path / 'model'}",
-        f"--repo_id={REPO}",
-        "--as=native",
-        capsys=capsys,
-        told=["no bias", "65", "32"],
-    )
-    assert not ada.seen("POST", "")
-
-
-# ---- While training ------------------------------------------------------------------------------------------------
+# ---- While training -------------------------------------------------------------------------------------------------
 
 
 def test_pushes_during_training_load_and_carry_the_card(text_file, ada, tmp_path):
@@ -319,7 +191,7 @@ for sha in {[commit.oid for commit in log]!r}:
 
 
 def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
-    from modeling_gptlite.training.data import RandomWindows
+    from modeling_gptlite.data.windows import RandomWindows
     from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
     from tokenization import encode_corpus
 
@@ -345,20 +217,7 @@ def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
         }
 
 
-# ---- The Space -----------------------------------------------------------------------------------------------------
-
-
-def test_a_space_is_pushed_that_loads_the_model(trained, ada, capsys):
-    push(trained, "--space=ada/bottles-demo", capsys=capsys)
-    files = ada.repo("ada/bottles-demo", kind="space").files()
-    assert REPO in files["app.py"].decode()
-    compile(files["app.py"] + files["demo.py"], "app.py", "exec")
-    card = ModelCard(files["README.md"].decode())
-    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [REPO])
-    assert b"transformers" in files["requirements.txt"]
-
-
-# ---- Faults and mistakes -------------------------------------------------------------------------------------------
+# ---- Faults and mistakes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -434,3 +293,71 @@ def test_a_mistake_is_refused_before_anything_is_sent(argv, told, trained, ada, 
 def test_a_folder_without_weights_is_refused(trained, ada, tmp_path, capsys):
     shutil.copyfile(trained / "config.json", tmp_path / "config.json")
     refused(push_to_hub.main, f"--model={tmp_path}", f"--repo_id={REPO}", capsys=capsys, told=["model.safetensors"])
+
+
+# ---- Files that are not what they seem -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["photo.png", "README.md", "model.safetensors"])
+def test_a_link_that_leads_out_of_the_folder_is_refused_by_name(name, copied, tmp_path):
+    (tmp_path / "secret.env").write_text("hf_ada")
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to(tmp_path / "secret.env")
+    with pytest.raises(HubError, match=rf"{name} is a link to .*secret\.env"):
+        published_files(copied)
+
+
+def test_a_link_within_the_folder_is_followed(copied):
+    (copied / "copy.png").symlink_to("loss.png")
+    assert published_files(copied)["copy.png"].read_bytes() == (copied / "loss.png").read_bytes()
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_can_be_pushed(trained, ada, capsys):
+    push(trained, capsys=capsys)
+    snapshot = snapshot_download(REPO)
+    push(snapshot, repo_id="ada/again", capsys=capsys)
+    assert published(ada, "ada/again") == FOLDER_FILES
+
+
+def test_a_link_to_the_blob_of_another_repository_is_refused(trained, ada, tmp_path, capsys):
+    push(trained, capsys=capsys)
+    push(trained, repo_id="ada/private", capsys=capsys)
+    snapshot, other = Path(snapshot_download(REPO)), Path(snapshot_download("ada/private"))
+    (snapshot / "loss.png").unlink()
+    (snapshot / "loss.png").symlink_to((other / "loss.png").resolve())
+    with pytest.raises(HubError, match=r"loss\.png is a link"):
+        published_files(snapshot)
+
+
+NOT_AS_NAMED = {
+    "a card in Latin-1": ("README.md", lambda path: path.write_bytes(b"caf\xe9"), "README.md is not UTF-8: byte 0xe9"),
+    "a configuration that is not JSON": ("config.json", lambda path: path.write_text("{"), "config.json is not JSON"),
+    "a folder as a picture": ("more.png", lambda path: path.mkdir(), "more.png is not a file"),
+    "a link to nothing": ("more.png", lambda path: path.symlink_to("nothing.png"), "more.png is not a file"),
+    "an adapter of a list": ("adapter_config.json", lambda path: path.write_text("[]"), "does not name the base model"),
+    "an adapter of a number": (
+        "adapter_config.json",
+        lambda path: path.write_text('{"base_model_name_or_path": 3}'),
+        "does not name the base model",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), NOT_AS_NAMED.values(), ids=NOT_AS_NAMED)
+def test_a_file_that_is_not_what_its_name_says_is_refused(name, change, message, copied):
+    change(copied / name)
+    with pytest.raises(HubError, match=message):
+        published_files(copied)
+
+
+def test_a_card_whose_metadata_the_hub_rejects_is_refused_in_one_line(copied, ada, capsys):
+    (copied / "run.json").unlink()
+    (copied / "README.md").write_text("---\nlicense: mit\nlicense: mit\n---\n")
+    refused(push_to_hub.main, f"--model={copied}", f"--repo_id={REPO}", capsys=capsys, told=["README.md", "duplicated"])

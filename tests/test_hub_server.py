@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub_server
 import pytest
 from hub_server import Fault, HubServer
 from huggingface_hub import (
@@ -35,8 +34,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session
 from huggingface_hub.utils.sha import git_hash
 
-
-hub = hub_server.hub
 
 CARD = b"---\nlicense: mit\ntags:\n- tiny\n---\n# A model\n"
 WEIGHTS = bytes(range(256)) * 50

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from helpers import tiny_model
 
-from modeling_gptlite.training.data import EvaluationWindows
+from modeling_gptlite.data.windows import EvaluationWindows
 from modeling_gptlite.training.metrics import bits_per_character, evaluate_loss, mean_loss, perplexity, window_losses
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_config, tiny_model
+from helpers import ARCHITECTURES, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import (
     AttentionInterface,
@@ -22,6 +22,7 @@ from modeling_gptlite import (
     GPTLiteForTokenClassification,
     GPTLiteModel,
 )
+from modeling_gptlite.modeling_gptlite import GPTLiteLinear, GPTLiteRMSNorm
 
 
 every_architecture = pytest.mark.parametrize("preset", ARCHITECTURES)
@@ -188,6 +189,41 @@ def test_forward_compiles_as_one_graph(preset):
 
 
 @every_architecture
+def test_compiled_attention_is_causal_without_a_mask(preset):
+    """On a GPU, the flash kernel takes no mask; transformers builds one whenever a model is compiled."""
+    calls = []
+
+    def read_the_graph(graph, inputs):
+        calls.extend(node.kwargs for node in graph.graph.nodes if "scaled_dot_product" in str(node.target))
+        return graph.forward
+
+    model, ids = tiny_model(preset), random_ids(2, 8)
+    torch.compile(model, fullgraph=True, backend=read_the_graph)(ids, shift_labels=ids, use_cache=False)
+    assert [(call["attn_mask"], call["is_causal"]) for call in calls] == [(None, True)] * 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 5), (16,), (17,), ()])
+@pytest.mark.parametrize(("outputs", "bias"), [(12, False), (12, True), (7, True)])
+def test_a_layer_computes_the_same_for_few_tokens(outputs, bias, shape):
+    torch.manual_seed(0)
+    layer, x = GPTLiteLinear(16, outputs, bias=bias), torch.randn(*shape, 16)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), expected)
+    with torch.no_grad():
+        assert_close(layer(x), expected)
+        assert_close(layer.bfloat16()(x.bfloat16()).float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_few_tokens_are_normalised_as_many_are():
+    torch.manual_seed(0)
+    norm, x = GPTLiteRMSNorm(8, eps=1e-3), torch.randn(2, 3, 8)
+    torch.nn.init.normal_(norm.weight)
+    with torch.no_grad():
+        assert_close(norm(x), torch.nn.functional.rms_norm(x, (8,), norm.weight, 1e-3))
+        assert norm.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@every_architecture
 def test_bf16_is_close_to_fp32(preset):
     model, ids = tiny_model(preset), random_ids(2, 16)
     expected = model(ids, labels=ids).loss
@@ -320,3 +356,14 @@ def test_task_heads_train(preset, head, labels):
     loss.backward()
     assert loss.item() > 0
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_cache_has_both_of_its_names():
+    """transformers 5.24 renamed `past_key_values` to `cache`."""
+    model, ids = tiny_model("modern-1m"), random_ids(1, 10)
+    whole = model(ids).logits[:, -1]
+    for name in ("past_key_values", "cache"):
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :9], **{name: cache}, use_cache=True)
+        assert_close(model(ids[:, 9:], **{name: cache}).logits[:, -1], whole)
+        assert cache.get_seq_length() == 10

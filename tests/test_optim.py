@@ -1,11 +1,11 @@
-"""AdamW and Muon: which parameter goes where, and that a checkpoint goes on as if nothing had happened."""
+"""AdamW and Muon: the parameters of each group, the arithmetic of a step, exact resume."""
 
 import io
 from functools import partial
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, tiny_model
+from helpers import ARCHITECTURES, tiny_model
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -77,6 +77,21 @@ def test_tied_weights_are_decayed_once():
 
 
 @every_builder
+@pytest.mark.parametrize("trained", ["q_proj", "norm", "embed_tokens"])
+def test_any_part_of_a_model_can_be_trained_alone(build, trained):
+    """LoRA trains hidden matrices only, which leaves AdamW's half of Muon empty."""
+    model = tiny_model("modern-1m")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = build(model)
+    train(model, optimizer, steps=range(2))
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if trained in name}
+
+
+@every_builder
 def test_frozen_parameters_are_left_out(build):
     model = tiny_model("modern-1m")
     model.model.layers[0].requires_grad_(False)
@@ -142,7 +157,7 @@ def test_a_parameter_without_gradient_is_left_alone():
 
 @every_builder
 @pytest.mark.parametrize("name", ["modern-1m", "gpt2-124m", "transformers gpt2"])
-def test_a_checkpoint_goes_on_exactly_where_it_stopped(build, name):
+def test_a_restored_optimizer_continues_exactly(build, name):
     straight, stopped, resumed = (build_model(name) for _ in range(3))
     train(straight, build(straight), steps=range(6))
 

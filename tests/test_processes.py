@@ -1,8 +1,7 @@
-"""Many processes on one machine, over gloo: the same training as one process, and nothing lost."""
+"""Several processes on one machine, over gloo: the same training as one process, and exact resume."""
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from safetensors.torch import load_file
-from test_readme import lines
 
-from modeling_gptlite.training.checkpoints import all_checkpoints, damage
+from modeling_gptlite.training.checkpointing import Checkpoints
 
 
 MODEL = '{"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}'
@@ -122,11 +120,11 @@ def test_a_rank_that_dies_ends_the_job_and_resume_works_on_another_number_of_pro
     assert time.time() - died < 60
     assert not (tmp_path / "run" / "run.json").exists()
     out = train(1, tmp_path / "run", text_file, engine="one")  # 2 -> 1
-    assert "going on from checkpoint-" in out
+    assert "resuming from checkpoint-" in out
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=2e-5)
 
 
-def test_all_processes_stop_at_the_same_step_when_told_to_end(text_file, tmp_path):
+def test_all_processes_stop_at_the_same_step_on_a_signal(text_file, tmp_path):
     long = ["--max_steps=5000", "--eval_steps=5000", "--save_steps=5000", "--logging_steps=5"]
     process = launch(2, tmp_path / "run", text_file, *long, engine="torchrun")
     deadline = time.time() + 200
@@ -137,34 +135,16 @@ def test_all_processes_stop_at_the_same_step_when_told_to_end(text_file, tmp_pat
     process.terminate()
     out, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    (checkpoint,) = all_checkpoints(tmp_path / "run")
-    assert damage(checkpoint) is None
-    assert f"stopped at step {checkpoint.name.split('-')[1]}; the same command goes on from there" in out
+    (checkpoint,) = Checkpoints(tmp_path / "run").all()
+    assert Checkpoints.damage(checkpoint) is None
+    assert f"stopped at step {checkpoint.name.split('-')[1]} with a checkpoint" in out
 
 
-def test_one_process_is_gone_on_with_by_two(alone, text_file, tmp_path):
+def test_a_run_of_one_process_resumes_on_two(alone, text_file, tmp_path):
     shutil.copytree(alone / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
     out = train(2, tmp_path / "run", text_file, engine="torchrun")
-    assert "going on from checkpoint-4" in out
+    assert "resuming from checkpoint-4" in out
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=2e-5)
-
-
-@pytest.mark.parametrize("line", [*lines("torchrun"), *lines("accelerate launch")])
-def test_a_launch_of_the_pages_trains(line, tmp_path):
-    launcher, *argv = shlex.split(line)
-    module = "torch.distributed.run" if launcher == "torchrun" else "accelerate.commands.launch"
-    quick = [
-        *("--dataset=python-docs", "--validation_fraction=0.005", f"--output_dir={tmp_path / 'run'}"),
-        *("--max_steps=2", "--eval_steps=2", "--save_steps=2", "--sample_length=5"),
-    ]
-    argv = argv[1:] if launcher == "accelerate" else argv
-    port = ["--main_process_port=0"] if launcher == "accelerate" else []
-    result = subprocess.run(
-        [sys.executable, "-m", module, *port, *argv, *quick], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert "2 x cpu" in result.stdout
-    assert (tmp_path / "run" / "run.json").exists()
 
 
 # ---- Sharded models ------------------------------------------------------------------------------------------------
@@ -186,7 +166,7 @@ SHARDED = """
 import sys
 import torch
 import torch.distributed as dist
-from conftest import tiny_model
+from helpers import tiny_model
 from torch.distributed.fsdp import fully_shard
 from modeling_gptlite.training.optim import build_adamw, build_muon
 from modeling_gptlite.training.trainer import whole_model
@@ -230,6 +210,24 @@ print("equal")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_model_sharded_by_fsdp2_trains_as_a_whole_one_does(optimizer, tmp_path):
     on_two_processes(SHARDED, tmp_path, optimizer)
+
+
+BUDGET = """
+import sys
+import torch.distributed as dist
+from modeling_gptlite.runs.start import start_from
+
+sizes = {"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}
+args = start_from(minutes=0.1, train_file=sys.argv[1], output_dir=sys.argv[2], model_overrides=sizes).args
+found = [None] * 2
+dist.all_gather_object(found, (args.max_steps, args.eval_steps))
+assert found[0] == found[1], found
+print("equal")
+"""
+
+
+def test_all_processes_get_the_steps_that_the_first_one_measured(text_file, tmp_path):
+    on_two_processes(BUDGET, tmp_path, str(text_file), str(tmp_path / "run"))
 
 
 TENSOR_PARALLEL = """

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, TEXT, tiny_model
+from helpers import ARCHITECTURES, TEXT, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

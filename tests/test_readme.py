@@ -2,29 +2,48 @@
 
 import importlib
 import json
+import math
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from unittest import mock
 
-import hub_server
 import pytest
 import torch
-from conftest import ROOT, TEXT, tiny_model
-from test_convert import save_nanogpt
+from helpers import ROOT, TEXT, save_nanogpt, tiny_model
 
-from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM, configuration_gptlite
 from modeling_gptlite.configuration_gptlite import PRESETS
-from modeling_gptlite.conversion import to_gpt2
+from modeling_gptlite.data.sources import SOURCES, BuiltIn, DataError, SourceArguments, TextFile, open_source
+from modeling_gptlite.interchange import FORMATS
+from modeling_gptlite.interchange.names import to_gpt2
+from modeling_gptlite.runs import budget
+from modeling_gptlite.training.lora import add_lora
 from scripts import train
 from tokenization import build_char_tokenizer
 
 
-hub = hub_server.hub
-
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PATHS = {path.name: path for path in [*(ROOT / name for name in ROOT_PAGES), *sorted(ROOT.glob("docs/*.md"))]}
+PAGES = {name: path.read_text(encoding="utf-8") for name, path in PATHS.items()}
+# Figures that are not in the generated table, and why they are right
+COMPUTED = {
+    "README.md": ("3.2 MB",),  # test_the_sizes_in_the_readme_are_those_of_the_quickstart
+    "hub.md": ("15 seconds",),  # transformers' TIME_OUT_REMOTE_CODE
+    "CHANGELOG.md": ("15 seconds",),
+    "demo.md": ("100 MB",),  # page/website.py's LARGEST_FLOAT
+}
+# Names of the pages, and what stands for them in the toy folder
+NAMES = {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": "", "checkpoint-450": "checkpoint-10"}
 REVIEWS = {"green bottles": "good", "should fall": "bad"}
+MODULES = {"push": "push_to_hub"}  # of `gptlite push`; the other commands are called like their modules
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
+SLOW = budget.Costs(start=1, step=200, short_step=200, evaluation=1, checkpoint=1)  # two steps in ten minutes
 
 
 def blocks(language):
@@ -36,11 +55,18 @@ def blocks(language):
     ]
 
 
-def lines(start):
-    """The lines of all shell blocks that begin with `start`; a backslash at a line's end continues it."""
+def lines(*starts):
+    """The commands of all shell blocks that begin with one of `starts`; a backslash at a line's end continues it."""
     shell = "\n".join(param.values[0] for param in blocks("bash")).replace("\\\n", " ")
-    commands = (line.split("#")[0].strip() for line in shell.splitlines())
-    return [command for command in dict.fromkeys(commands) if command.startswith(start)]
+    commands = (line.split("  #")[0].strip() for line in shell.splitlines())
+    return [command for command in dict.fromkeys(commands) if command.startswith(starts)]
+
+
+def module_of(command: list[str]) -> tuple[str, list[str]]:
+    """The module that runs `gptlite NAME ...` or `python -m MODULE ...`, and its arguments."""
+    if command[0] == "gptlite":
+        return f"scripts.{MODULES.get(command[1], command[1])}", command[2:]
+    return command[2], command[3:]
 
 
 @pytest.fixture
@@ -58,9 +84,10 @@ def place(tmp_path, trained, talking, monkeypatch):
     answers = [{"prompt": f"{n} ->", "completion": f" {n + 1}"} for n in range(40)]
     (tmp_path / "instructions.jsonl").write_text("\n".join(map(json.dumps, answers)))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    monkeypatch.setattr("modeling_gptlite.training.data.load_source", lambda *_, **__: book(tmp_path))
+    book = tmp_path / "my_book.txt"
+    monkeypatch.setitem(SOURCES, "tinyshakespeare", BuiltIn(lambda: [TextFile(book)], "en", "mit"))
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    (tmp_path / "my_book.txt").write_text(TEXT)
+    book.write_text(TEXT)
     monkeypatch.setenv("GPTLITE_DATA", str(tmp_path))  # no tiny Shakespeare there: read the book instead
     return tmp_path
 
@@ -77,12 +104,18 @@ def make_models(place):
         tokenizer.save_pretrained(place / name)
 
 
-@pytest.mark.parametrize("line", lines("python -m"))
+@pytest.mark.parametrize("line", lines("gptlite ", "python -m scripts."))
 def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    for name, value in {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": ""}.items():
+    for name, value in {
+        "ROMEO": "12",
+        "JULIET": "3",
+        "USER": "ada",
+        " ->": "",
+        "checkpoint-450": "checkpoint-10",
+    }.items():
         line = line.replace(name, value)
-    _, _, module, *argv = shlex.split(line)
+    module, argv = module_of(shlex.split(line))
     if "finetune_lora" in line:
         pytest.importorskip("peft")
         if module != "scripts.train":
@@ -90,13 +123,18 @@ def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     main = importlib.import_module(module).main
     if module == "scripts.convert":
         make_models(place)
-    if module == "scripts.demo":
+    if "static" in line:
+        pytest.importorskip("onnxscript")
+    elif module == "scripts.demo":
         gradio = pytest.importorskip("gradio")
         monkeypatch.setattr(gradio.Blocks, "launch", lambda *_, **__: print("launched"))
     if "tensorboard" in argv:
         pytest.importorskip("tensorboard")
     if module == "scripts.train" and "--help" not in argv:
         argv += [*QUICK, f"--output_dir={place / 'result'}"]
+    if "--minutes" in argv:
+        argv.remove("--max_steps=2")
+        monkeypatch.setattr(budget, "measure", lambda *_: SLOW)
     if "--help" in argv:
         with pytest.raises(SystemExit, match="0"):
             main(argv)
@@ -105,37 +143,75 @@ def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
         assert capsys.readouterr().out
 
 
-def book(place):
-    from modeling_gptlite.training.data import load_files
+@pytest.mark.parametrize("line", lines("python -m pytest", "python -m benchmarks."))
+def test_a_command_for_contributors_runs(line, monkeypatch):
+    if line == "python -m benchmarks.table":  # it writes the README, which a test of its own compares
+        return
+    done = subprocess.run([sys.executable, *shlex.split(line)[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
 
-    return load_files([place / "my_book.txt"])
+
+@pytest.mark.parametrize("line", lines("torchrun", "accelerate launch"))
+def test_a_launch_of_the_pages_trains(line, tmp_path):
+    launcher, *argv = shlex.split(line)
+    module = "torch.distributed.run" if launcher == "torchrun" else "accelerate.commands.launch"
+    quick = [
+        *("--dataset=python-docs", "--validation_fraction=0.005", f"--output_dir={tmp_path / 'run'}"),
+        *("--max_steps=2", "--eval_steps=2", "--save_steps=2", "--sample_length=5"),
+    ]
+    argv = argv[1:] if launcher == "accelerate" else argv
+    port = ["--main_process_port=0"] if launcher == "accelerate" else []
+    result = subprocess.run(
+        [sys.executable, "-m", module, *port, *argv, *quick], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 x cpu" in result.stdout
+    assert (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.parametrize("line", lines("make"))
+@pytest.mark.parametrize("line", lines("make "))
 def test_a_make_target_of_the_pages_exists(line):
     assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_a_recipe_of_the_pages_trains(block, place):
+    (place / "recipe.yaml").write_text(block)
+    train.main(["--config=recipe.yaml", *QUICK])
+
+
 @pytest.mark.parametrize("block", blocks("python"))
-def test_a_block_of_the_pages_runs(block, place, capsys):
-    if "write_onnx" in block:
+def test_a_block_of_the_pages_runs(block, place, monkeypatch):
+    monkeypatch.setattr(configuration_gptlite, "PRESETS", dict(PRESETS))  # one of them adds a preset
+    if "load_fast" in block:
+        pytest.importorskip("onnxruntime")
+    if 'target_format="onnx"' in block:
         pytest.importorskip("transformers", minversion="5.23")
     for package in {"optuna", "peft", "torchao", "trl"} & set(re.findall(r"^(?:from|import) (\w+)", block, re.M)):
         pytest.importorskip(package)
     if "finetune_lora" in block:
         train.main(["--config=recipes/finetune_lora.yaml", *QUICK])
-    exec(block.replace("ROMEO", "12").replace("max_steps=50", "max_steps=2"), {})
+    with mock.patch.dict(FORMATS):  # one of them adds a format
+        exec(block.replace("ROMEO", "12").replace("max_steps=50", "max_steps=2"), {})
 
 
-def test_the_commands_and_their_output_come_first():
-    head = README.splitlines()[:40]
-    assert "make train" in "\n".join(head[:8])
-    assert any(line.startswith("validation loss") for line in head)
+@pytest.mark.parametrize("path", [*ROOT.glob("notebooks/*.ipynb"), *PATHS.values()], ids=lambda path: path.name)
+def test_examples_load_the_tokenizer_without_a_question(path):
+    """Why: tests/test_tokenizer_on_a_terminal.py"""
+    for call in re.findall(r"AutoTokenizer\.from_pretrained\([^)]*\)", path.read_text(encoding="utf-8")):
+        assert "trust_remote_code=False" in call, call
 
 
-def test_the_table_of_presets_tells_the_exact_sizes():
+def test_the_commands_and_a_picture_come_first():
+    head = "\n".join(README.splitlines()[:20])
+    assert all(text in head for text in ("make train", "make test", "docs/images/demo.png"))
+
+
+def test_the_table_of_presets_has_the_exact_sizes():
     rows = re.findall(
-        r"^\| `([\w-]+)` \| (\d+) x (\d+) x (\d+), (\d+) \|.*\| ([\d,]+) \(vocabulary (\d+)\) \|$", README, re.M
+        r"^\| `([\w-]+)` \| (\d+) x (\d+) x (\d+), (\d+) \|.*\| ([\d,]+) \(vocabulary (\d+)\) \|$",
+        PAGES["models.md"],
+        re.M,
     )
     assert [row[0] for row in rows] == list(PRESETS)
     for preset, hidden, layers, heads, context, count, vocab_size in rows:
@@ -151,14 +227,74 @@ def test_the_table_of_presets_tells_the_exact_sizes():
         assert sizes == (int(hidden), int(layers), int(heads), int(context))
 
 
+def test_the_table_of_fine_tuning_has_the_exact_sizes():
+    pytest.importorskip("peft")
+    page = PAGES["fine_tuning.md"]
+    model = GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-1m", vocab_size=68 + 39))
+    assert f"adds 39 characters | {model.num_parameters():,} |" in page
+    adapted = add_lora(GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-1m", vocab_size=68)), 8, None, 0.0)
+    assert f"rank 8, without new characters | {adapted.num_parameters(only_trainable=True):,} |" in page
+
+
 def test_the_table_of_recipes_is_complete():
-    assert set(re.findall(r"^\| `(\w+\.yaml)`", README, re.M)) == {
-        path.name for path in (ROOT / "recipes").glob("*.yaml")
-    }
+    table = README.split("| recipe |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.M)) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+
+
+def test_the_sizes_in_the_readme_are_those_of_the_quickstart():
+    parameters = int(re.search(r"([\d,]+) parameters, 1,536 tokens", README)[1].replace(",", ""))
+    assert f"({4 * parameters / 1e6:.1f} MB" in README.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_prose_gives_no_time_speed_or_memory_that_is_not_recorded(name):
+    """Measurements stand in the generated table, or in a page whose figures a test computes (docs/scaling.md)."""
+    prose = re.sub(r"```.*?```|<!-- measurements.*?end of measurements -->", "", PAGES[name], flags=re.DOTALL)
+    if name == "scaling.md":  # all of it, by tests/test_scaling.py
+        return
+    found = re.findall(r"[\d.,]+ (?:s|seconds|minutes|tokens/s|[kMG]B|MB/s)\b", prose)
+    assert [figure for figure in found if figure not in COMPUTED.get(name, ())] == []
+
+
+def headings(page: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", page, re.M)}
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_no_link_of_a_page_leads_nowhere(name):
-    folder = ROOT if name == "README.md" else ROOT / "docs"
-    for target in re.findall(r"\]\(([^)#]+)\)", PAGES[name]):
-        assert target.startswith("http") or (folder / target).exists(), target
+    folder = PATHS[name].parent
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        path, _, anchor = target.partition("#")
+        assert path.startswith("http") or (folder / path).exists(), target
+        assert not anchor or anchor in headings((folder / path).read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_table_has_as_many_cells_in_each_row_as_in_its_head(name):
+    for table in re.findall(r"(?:^\|.*\n)+", PAGES[name], re.M):
+        cells = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+        assert len(set(cells)) == 1, table
+
+
+def test_the_messages_in_the_questions_are_those_of_the_code():
+    table = PAGES["questions.md"].split("| message or symptom |")[1]
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*/**/*.py") if ".venv" not in str(path))
+    for message in re.findall(r"^\| `([^`]+)`", table, re.M):
+        assert all(part.strip(" ,") in code for part in message.split("...")), message
+
+
+def test_the_losses_in_the_questions_are_those_of_counting():
+    try:
+        text = "".join(open_source(SourceArguments(dataset="tinyshakespeare")).texts())
+    except DataError:
+        pytest.skip("tiny Shakespeare is not in $GPTLITE_DATA")
+    train, validation = text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
+    vocabulary, single, pairs = len(set(text)), Counter(train), Counter(pairwise(train))
+    one = -sum(math.log((single[c] + 1) / (len(train) + vocabulary)) for c in validation) / len(validation)
+    after = pairwise(validation)
+    two = -sum(math.log((pairs[a, b] + 1) / (single[a] + vocabulary)) for a, b in after) / (len(validation) - 1)
+    page = PAGES["questions.md"].replace("\n", " ")
+    assert f"{math.log(vocabulary + 3):.1f} is a model that has learned nothing" in page
+    assert f"{one:.1f} one that knows the frequency of each character" in page
+    assert f"{two:.1f} one that knows the frequency of each pair" in page

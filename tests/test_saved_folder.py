@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import FOLDER_FILES, TEXT, run_python
+from helpers import FOLDER_FILES, TEXT, run_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_gptlite  # noqa: F401  registers the classes
@@ -154,7 +154,8 @@ def test_run_json_tells_what_was_done_and_names_no_place(trained):
 
 
 def test_run_json_holds_the_loss_of_the_saved_weights(trained):
-    from modeling_gptlite.training import data, metrics
+    from modeling_gptlite.data import windows as data
+    from modeling_gptlite.training import metrics
     from tokenization import encode_corpus
 
     run = json.loads((trained / "run.json").read_text())

@@ -4,8 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, tiny_model
-from test_training import trainer_for
+from helpers import ROOT, tiny_model, trainer_for
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_python
+from helpers import run_python
 from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -250,6 +250,14 @@ def test_ids_take_two_bytes_up_to_65536_tokens_and_four_beyond(vocab_size, dtype
     for ids in (encode_corpus(text, tokenizer), encode_corpus(text, tokenizer, tmp_path)):
         assert ids.dtype == dtype
         assert ids.tolist() == [vocab_size - 4, 0, vocab_size - 1]
+
+
+@every_kind
+def test_cached_ids_do_not_depend_on_how_the_tokenizer_was_called_last(tokenizer, tmp_path):
+    encode_corpus(HARD_TEXT, tokenizer, tmp_path / "cache")
+    tokenizer([HARD_TEXT, HARD_TEXT[:3]], padding=True, truncation=True, max_length=9)
+    encode_corpus(HARD_TEXT, tokenizer, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @every_kind

@@ -1,4 +1,8 @@
-"""Tokenizers for GPTLite: characters, byte-level BPE or words, and text to packed ids."""
+"""Tokenizers of characters, byte-level BPE or words; text to packed ids.
+
+tokenizer = build_char_tokenizer("to be or not to be")
+ids = encode_corpus("not to be", tokenizer)
+"""
 
 from .builders import (
     add_characters,
@@ -7,7 +11,7 @@ from .builders import (
     build_word_tokenizer,
     char_tokenizer,
 )
-from .corpus import describe_characters, encode_corpus, unknown_characters
+from .corpus import describe_characters, encode_corpus, tokenizer_state, unknown_characters
 
 
 __all__ = [
@@ -18,5 +22,6 @@ __all__ = [
     "char_tokenizer",
     "describe_characters",
     "encode_corpus",
+    "tokenizer_state",
     "unknown_characters",
 ]

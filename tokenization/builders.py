@@ -2,8 +2,8 @@
 
     tokenizer = build_char_tokenizer("to be or not to be")
 
-All three end their vocabulary with `<|endoftext|>` (bos and eos), `<|pad|>` and `<|unk|>`, pad on the left (generation
-continues at the right end) and add nothing to a text of their own accord.
+The vocabulary of each ends with `<|endoftext|>` (bos and eos), `<|pad|>` and `<|unk|>`. They pad on the left, because
+generation continues at the right end, and add no special tokens to a text.
 """
 
 import json
@@ -26,33 +26,35 @@ def build_char_tokenizer(
     """One token per character (Unicode code point), ids in code-point order: tiny Shakespeare's newline is 0.
 
     Args:
-        texts: The text, or pieces of it, whose characters make the vocabulary.
-        special_tokens: Append the three special tokens. Without them a character outside the vocabulary is an error.
-        byte_fallback: Append 256 byte tokens; a character outside the vocabulary becomes its UTF-8 bytes.
+        texts: The text, or pieces of it; the vocabulary is the set of its characters.
+        special_tokens: Append the three special tokens. Without them, a character outside the vocabulary is an error.
+        byte_fallback: Append 256 byte tokens. A character outside the vocabulary is encoded as its UTF-8 bytes.
 
     Raises:
-        ValueError: there is not a single character.
+        ValueError: The text is empty.
     """
     return _char_tokenizer(_distinct_characters(texts), special_tokens, byte_fallback)
 
 
 def char_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
-    """The character tokenizer with these tokens as its ids 0, 1, 2, ...; the three special tokens may end them.
+    """The character tokenizer whose ids 0, 1, 2, ... are these tokens; the last three may be the special tokens.
 
     Raises:
-        ValueError: one of them is not a character, or comes twice.
+        ValueError: A token is not a single character, or occurs twice.
     """
     special_tokens = tuple(tokens[-len(SPECIAL_TOKENS) :]) == SPECIAL_TOKENS
     characters = tokens[: -len(SPECIAL_TOKENS)] if special_tokens else tokens
     for token in characters:
         if not isinstance(token, str) or len(token) != 1:
-            raise ValueError(f"a character tokenizer has single characters, not the token {token!r}")
+            raise ValueError(f"the tokens of a character tokenizer are single characters, got {token!r}")
     if len(set(characters)) < len(characters):
-        raise ValueError("a character tokenizer has each character once")
+        raise ValueError("a character occurs twice in the tokens")
     return _char_tokenizer(characters, special_tokens)
 
 
-def _char_tokenizer(characters: list[str], special_tokens: bool, byte_fallback: bool = False):
+def _char_tokenizer(
+    characters: list[str], special_tokens: bool, byte_fallback: bool = False
+) -> PreTrainedTokenizerFast:
     if not characters:
         raise ValueError("cannot build a character vocabulary from an empty text")
     tokens = characters + list(SPECIAL_TOKENS if special_tokens else ())
@@ -60,8 +62,8 @@ def _char_tokenizer(characters: list[str], special_tokens: bool, byte_fallback: 
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
 
-    # BPE without merges: several times faster than a word-level model behind a splitting regular expression. An
-    # unknown token that is not in the vocabulary makes it refuse a character that it does not know.
+    # BPE without merges is several times faster than a word-level model with a regular expression that splits the text.
+    # If the unknown token is not in the vocabulary, an unknown character is an error.
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token=UNKNOWN, byte_fallback=byte_fallback))
     if byte_fallback:
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -71,10 +73,10 @@ def _char_tokenizer(characters: list[str], special_tokens: bool, byte_fallback: 
 
 
 def add_characters(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str]) -> list[str]:
-    """Give a character tokenizer the characters of `texts` that it lacks, after all its tokens, whose ids stay.
+    """Add the characters of `texts` that a character tokenizer lacks, with ids after all others, which do not change.
 
     Returns:
-        The new characters in code-point order; none where the tokenizer knows all, or is of another kind.
+        The new characters in code-point order; none if the tokenizer is not a character tokenizer.
     """
     if not is_character_tokenizer(tokenizer):
         return []
@@ -90,7 +92,7 @@ def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> P
     """Byte-level BPE as in GPT-2, trained on `texts`; lossless for every string.
 
     Raises:
-        ValueError: `vocab_size` does not hold the 256 bytes and the three special tokens.
+        ValueError: `vocab_size` is smaller than the 256 bytes and the three special tokens.
     """
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
@@ -108,12 +110,12 @@ def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> P
 
 
 def build_word_tokenizer(texts: str | Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
-    """Words, runs of punctuation and single white-space characters, the most frequent `vocab_size` of them.
+    """The most frequent words, runs of punctuation and single white-space characters, `vocab_size` with special tokens.
 
-    Lossless for text of known words; a rarer word becomes `<|unk|>`.
+    Lossless for text of these words; every other word becomes `<|unk|>`.
 
     Raises:
-        ValueError: `vocab_size` holds no word beside the three special tokens.
+        ValueError: `vocab_size` leaves no room for a word besides the three special tokens.
     """
     if vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"a word vocabulary needs more than {len(SPECIAL_TOKENS)} tokens, got {vocab_size}")

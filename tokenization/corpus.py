@@ -1,8 +1,13 @@
-"""Text to packed ids: one flat array of token ids, fast, in bounded memory, equal to what the tokenizer itself gives.
+"""Text to packed ids: one flat array of token ids, equal to what the tokenizer returns, in bounded memory.
 
-ids = encode_corpus(open("book.txt", encoding="utf-8", newline=""), tokenizer)
+ids = encode_corpus("to be or not to be", tokenizer)
+
+encoder = Encoder(tokenizer)  # for text that does not fit in memory
+write_ids(path, encoder.arrays(pieces))
+ids = map_ids(path, encoder.dtype)
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -16,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 
-_PIECE_CHARACTERS = 1 << 16  # handed at a time to a tokenizer without a look-up table
+_PIECE_CHARACTERS = 1 << 16  # length of the texts that a tokenizer without a look-up table is called with
 _CODE_POINTS = 0x110000
 _MISSING = np.uint32(0xFFFFFFFF)
 
@@ -24,40 +29,104 @@ _MISSING = np.uint32(0xFFFFFFFF)
 def encode_corpus(
     texts: str | Iterable[str], tokenizer: PreTrainedTokenizerBase, cache_dir: str | os.PathLike | None = None
 ) -> np.ndarray:
-    """The token ids of `texts` joined, as one flat array: uint16, or uint32 for a vocabulary over 65,536.
+    """Encode `texts`, joined, into one flat array of token ids: uint16, or uint32 if there are more than 65,536 tokens.
 
-    No special tokens are added. The ids equal `tokenizer("".join(texts), add_special_tokens=False)` for every
-    tokenizer that treats a text cut before white space like the whole (this package's own, GPT-2's).
+    No special tokens are added. The ids equal `tokenizer("".join(texts), add_special_tokens=False)` for every tokenizer
+    that encodes a text cut before white space like the whole (those of this package and GPT-2's do).
 
     Args:
         texts: The text, or pieces of it. With `cache_dir` they are read twice, so not a generator.
-        tokenizer: Any tokenizer of transformers; character tokenizers take a look-up table.
-        cache_dir: Keep the ids there in a file named after text and tokenizer, mapped into memory, and use it again.
+        tokenizer: Any tokenizer of transformers. Character tokenizers are encoded with a look-up table.
+        cache_dir: Folder in which the ids are stored under a hash of text and tokenizer. They are reused, and returned
+            as a memory-mapped array.
 
     Raises:
-        ValueError: a character has no id and the tokenizer no unknown token.
-        TypeError: `texts` can be read only once, and `cache_dir` is given.
+        ValueError: A character has no id, and the tokenizer has no unknown token.
+        TypeError: `texts` is an iterator, and `cache_dir` is given.
     """
     pieces = [texts] if isinstance(texts, str) else texts
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    encoder = Encoder(tokenizer)
     if cache_dir is None:
-        arrays = [np.asarray(array, dtype=dtype) for array in _encode_pieces(pieces, tokenizer)]
-        return np.concatenate(arrays) if arrays else np.empty(0, dtype)
+        arrays = list(encoder.arrays(pieces))
+        return np.concatenate(arrays) if arrays else np.empty(0, encoder.dtype)
     if iter(pieces) is pieces:
-        raise TypeError("with a cache_dir the texts are read twice: give a list, not an iterator")
-
-    path = Path(cache_dir) / f"{_fingerprint(pieces, tokenizer)}.{dtype.name}"
+        raise TypeError("with a cache_dir the texts are read twice: pass a list, not an iterator")
+    path = Path(cache_dir) / f"{_fingerprint(pieces, tokenizer)}.{encoder.dtype.name}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, (array.astype(dtype, copy=False) for array in _encode_pieces(pieces, tokenizer)))
+        write_ids(path, encoder.arrays(pieces))
+    return map_ids(path, encoder.dtype)
+
+
+class Encoder:
+    """Encodes text that comes in pieces, and counts what the tokenizer has no token for.
+
+    Args:
+        tokenizer: Any tokenizer of transformers.
+
+    Attributes:
+        dtype: Of the ids: uint16, or uint32 if there are more than 65,536 tokens.
+        unknown: Characters (for a word tokenizer, words) that became the unknown token so far, with their counts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+        self.unknown: Counter[str] = Counter()
+        self._table = _CharacterTable.of(tokenizer)
+
+    def arrays(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of the joined `pieces`, as consecutive arrays.
+
+        Raises:
+            ValueError: A character has no id, and the tokenizer has no unknown token.
+        """
+        for ids in self._arrays(pieces):
+            yield ids.astype(self.dtype, copy=False)
+
+    def _arrays(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        if self._table is not None:
+            for piece in self._table.whole_pieces(pieces):
+                yield from self._table.encode(piece, self.unknown)
+            return
+        for batch in _cut_before_white_space(pieces):
+            encoded = self.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for text, ids in zip(batch, encoded["input_ids"], strict=True):
+                self.count_unknown(text, ids)
+                yield np.array(ids, dtype=np.uint32)
+
+    def count_unknown(self, text: str, ids: list[int]) -> None:
+        """Add what became the unknown token in `ids`, the encoding of `text`, to `unknown`."""
+        if self.tokenizer.unk_token_id not in ids:
+            return
+        if self._table is not None:
+            self.unknown.update(self._table.missing(text))
+        else:
+            self.unknown.update(_unknown_parts(text, self.tokenizer))
+
+
+def write_ids(path: Path, arrays: Iterable[np.ndarray]) -> None:
+    """Write consecutive arrays of ids to `path`, creating its folder; an error or interruption leaves no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            for array in arrays:
+                array.tofile(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def map_ids(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The ids in a file of `write_ids`, memory-mapped; `(tokens,)`."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def unknown_characters(texts: str | Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Counter:
-    """What of `texts` the tokenizer has no token for, with counts: characters, or words for a word tokenizer."""
-    unknown = Counter()
+def unknown_characters(texts: str | Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Counter[str]:
+    """Count what the tokenizer has no token for in `texts`: characters, or words for a word tokenizer."""
+    unknown: Counter[str] = Counter()
     pieces = [texts] if isinstance(texts, str) else texts
     table = _CharacterTable.of(tokenizer)
     if table is not None:
@@ -65,29 +134,33 @@ def unknown_characters(texts: str | Iterable[str], tokenizer: PreTrainedTokenize
             unknown.update(table.missing(piece))
     elif tokenizer.unk_token_id is not None:
         for piece in itertools.chain.from_iterable(_cut_before_white_space(pieces)):
-            encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            for token_id, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                if token_id == tokenizer.unk_token_id and piece[start:stop] != tokenizer.unk_token:
-                    unknown[piece[start:stop]] += 1
+            unknown.update(_unknown_parts(piece, tokenizer))
     return unknown
 
 
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it is one token per character, and has nothing to spell an unknown one with."""
+    """Whether each token is one character, and other characters cannot be represented (there are no byte tokens)."""
     table = _CharacterTable.of(tokenizer)
     return table is not None and not table.byte_fallback
 
 
 def describe_characters(characters: Iterable[str], most: int = 8) -> str:
-    """Characters as a person can read them: `'é' (U+00E9), '\\u200b' (U+200B)`."""
+    """Characters in a form that can be told apart in print: `'é' (U+00E9), '\\u200b' (U+200B)`."""
     characters = list(characters)
     named = [f"{c!r} (U+{ord(c):04X})" if len(c) == 1 else repr(c) for c in characters[:most]]
     more = f" and {len(characters) - most} more" if len(characters) > most else ""
     return ", ".join(named) + more
 
 
+def _unknown_parts(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for token_id, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if token_id == tokenizer.unk_token_id and text[start:stop] != tokenizer.unk_token:
+            yield text[start:stop]
+
+
 class _CharacterTable:
-    """Code point to id, for tokenizers that are one token per character and nothing else."""
+    """Code point to id, for tokenizers whose tokens are single characters (and bytes, as a fallback)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, int], byte_fallback: bool):
         self.tokenizer = tokenizer
@@ -95,7 +168,7 @@ class _CharacterTable:
         self.ids = np.full(_CODE_POINTS, _MISSING, dtype=np.uint32)
         for character, token_id in vocabulary.items():
             self.ids[ord(character)] = token_id
-        # Text within Latin-1 goes through bytes.translate, at memory speed.
+        # bytes.translate encodes text in Latin-1 several times faster than the array.
         small = {ord(c): i for c, i in vocabulary.items() if ord(c) < 256 and i < 256}
         self.small_known = bytes(small)
         self.small_ids = bytes(small.get(code, 0) for code in range(256))
@@ -105,6 +178,7 @@ class _CharacterTable:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "_CharacterTable | None":
+        """The table of a tokenizer; None if its tokens are not single characters."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or backend.normalizer is not None or backend.pre_tokenizer is not None:
             return None
@@ -119,18 +193,18 @@ class _CharacterTable:
             return None
         return cls(tokenizer, characters, byte_fallback=bool(others))
 
-    def encode(self, text: str) -> Iterator[np.ndarray]:
-        """The ids of `text`, special tokens written out in it included."""
+    def encode(self, text: str, unknown: Counter[str]) -> Iterator[np.ndarray]:
+        """The ids of `text`, which may contain special tokens; what becomes the unknown token is added to `unknown`."""
         for index, part in enumerate(self.added.split(text) if self.added else [text]):
             if index % 2:
                 yield np.array([self.tokenizer.convert_tokens_to_ids(part)])
             elif part:
-                yield self._encode_plain(part)
+                yield self._encode_plain(part, unknown)
 
-    def _encode_plain(self, text: str) -> np.ndarray:
+    def _encode_plain(self, text: str, unknown: Counter[str]) -> np.ndarray:
         try:
             raw = text.encode("latin-1")
-            if not raw.translate(None, self.small_known):  # nothing is left when the known characters are deleted
+            if not raw.translate(None, self.small_known):  # all characters are known
                 return np.frombuffer(raw.translate(self.small_ids), dtype=np.uint8)
         except UnicodeEncodeError:
             pass
@@ -142,16 +216,18 @@ class _CharacterTable:
             return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if self.tokenizer.unk_token_id is None:
             raise ValueError(f"not in the vocabulary: {describe_characters(sorted(self.missing(text)))}")
+        unknown.update(self.missing(text))
         return np.where(missing, np.uint32(self.tokenizer.unk_token_id), ids)
 
-    def missing(self, text: str) -> Counter:
+    def missing(self, text: str) -> Counter[str]:
+        """Count the characters of `text` without an id; those of special tokens are not counted."""
         parts = self.added.split(text)[::2] if self.added else [text]
         codes = np.frombuffer("".join(parts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         codes, counts = np.unique(codes[self.ids[codes] == _MISSING], return_counts=True)
         return Counter({chr(code): int(count) for code, count in zip(codes, counts, strict=True)})
 
     def whole_pieces(self, pieces: Iterable[str]) -> Iterator[str]:
-        """`pieces`, cut so that no special token written out in the text is divided."""
+        """The same text in other pieces: none ends inside a special token that the text contains."""
         text = ""
         for piece in pieces:
             text += piece
@@ -166,19 +242,8 @@ class _CharacterTable:
             yield text
 
 
-def _encode_pieces(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
-    table = _CharacterTable.of(tokenizer)
-    if table is not None:
-        for piece in table.whole_pieces(pieces):
-            yield from table.encode(piece)
-        return
-    for batch in _cut_before_white_space(pieces):
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        yield from (np.array(ids, dtype=np.uint32) for ids in encoded["input_ids"])
-
-
 def _cut_before_white_space(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Batches of short texts; a pre-tokenizer finds the same words in them as in the whole."""
+    """The same text in batches of short texts, in which a pre-tokenizer finds the same words as in the whole."""
     text = ""
     for piece in pieces:
         text += piece
@@ -205,19 +270,16 @@ def _last_word_end(text: str, start: int, stop: int) -> int:
     return start
 
 
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a fast tokenizer computes, as JSON, without the padding and truncation that its last call left behind."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
+    backend.no_padding()
+    backend.no_truncation()
+    return backend.to_str()
+
+
 def _fingerprint(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    digest = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16)
+    digest = hashlib.blake2b(tokenizer_state(tokenizer).encode(), digest_size=16)
     for piece in pieces:
         digest.update(piece.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, arrays: Iterable[np.ndarray]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            for array in arrays:
-                array.tofile(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Training for any causal language model of transformers: data, optimizers, the Trainer, reports and plots."""
+"""Training of any causal language model in transformers: arguments, optimizers, the Trainer, checkpoints, metrics."""

@@ -1,47 +1,72 @@
-"""What a person sees while a model trains, a line that moves and samples; and how training ends when it is told to."""
+"""What is shown while a model trains (a status line, samples), and how training ends early.
+
+trainer = CausalLMTrainer(..., callbacks=[LiveLine(tokens_per_step), Samples(tokenizer, "ROMEO:", length=64, seed=0)])
+"""
 
 import contextlib
+import math
+import os
+import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from ..errors import UserError
+
 
 SAMPLES_FILE = "samples.md"
+SECONDS_BETWEEN_LINES = 30  # of output that is not a terminal
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 0}  # suits a small model
 
 
 class LiveLine(TrainerCallback):
-    """`step 250/1,000 | loss 1.92 | val 1.85 | 84,000 tokens/s | 0:23 left`, in place on a terminal.
+    """`step 250/1,000 | loss 1.92 | val 1.95 (+0.03) | 84,000 tokens/s | 0:23 left`; on a terminal, in place.
 
-    Where the output is no terminal, one line at each evaluation.
+    If the output is not a terminal, or a dumb one, a line is printed at each evaluation and every 30 seconds.
 
     Args:
-        tokens_per_step: Of all devices and accumulation steps together.
+        tokens_per_step: Over all devices and accumulation steps.
     """
 
     def __init__(self, tokens_per_step: int, stream=None):
         self.tokens_per_step = tokens_per_step
         self.stream = stream or sys.stdout
         self.loss = self.validation_loss = None
+        self.gap = ""  # between the two, at the last evaluation
+        self.in_place = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._is_open = False  # the line on the terminal has not ended yet
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.began, self.first_step = time.perf_counter(), state.global_step
+        self.began = self.printed = time.perf_counter()
+        self.first_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
         self.loss = logs.get("loss", self.loss)
-        self.validation_loss = logs.get("eval_loss", self.validation_loss)
-        evaluated = "eval_loss" in logs
-        if "train_runtime" not in logs and (evaluated or self.stream.isatty()):
-            end = "\n" if evaluated else ""
-            start = "\r\x1b[K" if self.stream.isatty() else ""
-            print(start + self._line(state), end=end, file=self.stream, flush=True)
+        if "eval_loss" in logs:
+            self.validation_loss = logs["eval_loss"]
+            self.gap = f" ({self.validation_loss - self.loss:+.2f})" if self.loss is not None else ""
+        ends = "eval_loss" in logs or not math.isfinite(logs.get("loss", 0.0))  # an error message follows
+        ends = ends or (not self.in_place and time.perf_counter() - self.printed >= SECONDS_BETWEEN_LINES)
+        if "train_runtime" not in logs and (ends or self.in_place):
+            self.printed = time.perf_counter()
+            line = self._line(state)
+            if self.in_place:
+                line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+            print(line, end="\n" if ends else "", file=self.stream, flush=True)
+            self._is_open = not ends
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._is_open:
+            print(file=self.stream, flush=True)
 
     def _line(self, state) -> str:
         done = state.global_step - self.first_step
@@ -51,30 +76,30 @@ class LiveLine(TrainerCallback):
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         if self.validation_loss is not None:
-            parts.append(f"val {self.validation_loss:.4f}")
+            parts.append(f"val {self.validation_loss:.4f}{self.gap}")
         parts += [f"{done * self.tokens_per_step / seconds:,.0f} tokens/s", f"{left // 60}:{left % 60:02d} left"]
         return " | ".join(parts)
 
 
 class Samples(TrainerCallback):
-    """The same prompt continued from the same seed before training and at each evaluation: noise that turns into verse.
+    """Continues the same prompt with the same seed before training and at each evaluation.
 
-    A text is kept in the Trainer's log beside the loss of its evaluation, so that a resumed run has all of them, and
-    in `samples.md`. Training's random numbers are not touched. Sharded models, which no single process can run, write
-    none.
+    Samples are stored in the Trainer's log beside the loss of their evaluation, so that a resumed run has all of them,
+    and in `samples.md`. The random state of training is not changed. A sharded model, which no single process can
+    run, writes no samples.
     """
 
     def __init__(self, tokenizer, prompt: str, length: int, seed: int, longest: int | None = None, stream=None):
         self.tokenizer, self.prompt = tokenizer, prompt
-        self.settings = {"length": length, "seed": seed, "longest": longest}
+        self.settings: dict[str, Any] = {"length": length, "seed": seed, "longest": longest}
         self.stream = stream or sys.stdout
 
-    def on_train_begin(self, args, state, control, model, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0 and state.is_world_process_zero:
             state.log_history.append({"step": 0})
             self._add(args, state, model)
 
-    def on_evaluate(self, args, state, control, model, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
         if state.is_world_process_zero:
             self._add(args, state, model)
 
@@ -83,7 +108,7 @@ class Samples(TrainerCallback):
             return
         text = write_sample(model, self.tokenizer, self.prompt, **self.settings)
         state.log_history[-1]["sample"] = text
-        with contextlib.suppress(OSError):  # on a full disk, the next checkpoint says so
+        with contextlib.suppress(OSError):  # a full disk is reported by the next checkpoint
             (Path(args.output_dir) / SAMPLES_FILE).write_text(render_samples(state.log_history), encoding="utf-8")
         print(_indented(text), file=self.stream, flush=True)
 
@@ -97,11 +122,11 @@ def write_sample(
     longest: int | None = None,
     eos_token_id: int | None = None,
 ) -> str:
-    """The prompt and `length` tokens that the model writes after it; the global random state stays as it was.
+    """The prompt and `length` tokens that the model generates after it. The global random state is not changed.
 
     Args:
-        longest: Tokens that the model can hold, prompt included, if it does not slide: more are cut off.
-        eos_token_id: Where the text ends early, if the model has learnt that.
+        longest: Maximum number of tokens with the prompt, for models that cannot generate past their context.
+        eos_token_id: Generation ends at this token; only for models that were trained to predict it.
     """
     was_training, accelerator = model.training, model.device.type != "cpu"
     inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
@@ -112,7 +137,7 @@ def write_sample(
     devices = range(torch.accelerator.device_count()) if accelerator else []
     with torch.random.fork_rng(devices, device_type=model.device.type):
         torch.manual_seed(seed)
-        # The Trainer switches the model's cache off, and has it stop at a token that was perhaps never trained.
+        # The Trainer switches the cache off, and sets an end-of-text token that may never have been trained.
         settings = {"max_new_tokens": length, "use_cache": True, "eos_token_id": eos_token_id, **SAMPLING}
         output = model.eval().generate(ids, **settings)
     model.train(was_training)
@@ -120,7 +145,7 @@ def write_sample(
 
 
 def render_samples(log_history: list[dict]) -> str:
-    """All samples of a run, as a page of Markdown."""
+    """All samples of a run, as Markdown."""
     parts = ["# Samples\n\nThe same prompt and the same seed, while the model learns.\n"]
     for row in log_history:
         if "sample" in row:
@@ -130,15 +155,40 @@ def render_samples(log_history: list[dict]) -> str:
 
 
 def _indented(text: str) -> str:
-    """As a block of code, without characters that a terminal would obey."""
+    """As a code block, without characters that control a terminal."""
     lines = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text).split("\n")
     return textwrap.indent("\n".join(lines), "    ", lambda line: True)
 
 
-class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM ends training after the step in hand, with a checkpoint; a second Ctrl-C ends it at once.
+class DivergenceError(UserError, ArithmeticError):
+    """A loss is not finite."""
 
-    Where many processes train, all of them stop at the next logging step after any was told to: at the same one.
+
+def check_finite(loss: float, step: int, what: str = "training loss") -> None:
+    """Raise `DivergenceError` if a loss is NaN or infinite; the message says what to lower."""
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"the {what} is {loss} at step {step:,}: training diverged; lower --learning_rate, --muon_learning_rate or "
+            "--max_grad_norm and train in another --output_dir"
+        )
+
+
+class StopOnDivergence(TrainerCallback):
+    """End training at the first logged loss that is not finite, before a checkpoint is saved."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        check_finite(logs.get("loss", 0.0), state.global_step)
+        check_finite(logs.get("eval_loss", 0.0), state.global_step, "validation loss")
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second Ctrl-C ends it immediately.
+
+    with stop:
+        trainer.train()
+
+    Outside training, what the block does (such as saving the model) is finished. With several processes, all stop at
+    the same step: the next logging step after one of them received the signal.
 
     Attributes:
         received: The signal's number, or 0.
@@ -147,8 +197,15 @@ class StopOnSignal(TrainerCallback):
     def __init__(self):
         self.received = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __enter__(self):
+        self.received, self._before = 0, {}
+        if threading.current_thread() is threading.main_thread():  # no other thread can handle signals
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number, frame):
         self.received = number
@@ -163,7 +220,3 @@ class StopOnSignal(TrainerCallback):
             self.received = int(received)
         if self.received:
             control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Evaluation beyond the loss: how sure the loss is, how well the model knows itself, and what it writes.
+"""Evaluation beyond the loss: confidence interval, calibration, and statistics of generated text.
 
 scores = score_tokens(model, EvaluationWindows(ids, context=256))
 low, high = confidence_interval(scores.losses)
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .data import IGNORED, EvaluationWindows
+from ..data.windows import IGNORED, EvaluationWindows
 from .metrics import predictions
 
 
@@ -27,8 +27,8 @@ class TokenScores:
 
     Attributes:
         losses: -ln p of the target, in nats.
-        confidences: p of the likeliest token.
-        hits: Whether that token is the target.
+        confidences: Probability of the likeliest token.
+        hits: Whether the likeliest token is the target.
     """
 
     losses: np.ndarray
@@ -37,7 +37,7 @@ class TokenScores:
 
 
 def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> TokenScores:
-    """Score every target of `windows` in the model's own precision; the mean of `losses` is `evaluate_loss`."""
+    """Score every target of `windows` in the model's own precision. The mean of `losses` is that of `evaluate_loss`."""
     batches = []
     for logits, targets in predictions(model, windows, batch_size):
         counted = targets.ne(IGNORED)
@@ -51,8 +51,9 @@ def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> Tok
 def confidence_interval(values: np.ndarray, blocks: int = 50, resamples: int = 2000) -> tuple[float, float]:
     """The 95 % interval of the mean of `values`, by a block bootstrap.
 
-    Neighbouring tokens are hard or easy together, so not tokens but `blocks` stretches of consecutive ones are drawn
-    with replacement (Kuensch, 1989). Give it the difference of two models' losses to compare them on the same text.
+    The losses of neighbouring tokens are correlated, so that `blocks` blocks of consecutive tokens are drawn with
+    replacement, not single tokens (Kuensch, 1989). To compare two models on one text, pass the difference of their
+    losses.
     """
     parts = np.array_split(np.asarray(values, dtype=np.float64), min(blocks, len(values)))
     sums, counts = np.array([part.sum() for part in parts]), np.array([len(part) for part in parts])
@@ -62,9 +63,9 @@ def confidence_interval(values: np.ndarray, blocks: int = 50, resamples: int = 2
 
 
 def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
-    """How far off the model's probability of its first guess is, on average: between 0, exact, and 1.
+    """The expected calibration error (Guo et al., 2017), between 0 (calibrated) and 1.
 
-    Guo et al., 2017: |share of hits - mean confidence| in `bins` bins of equal width, weighted by their sizes.
+    |accuracy - mean confidence| in `bins` bins of equal width, weighted by the number of tokens in them.
     """
     index = np.minimum((confidences * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(index, weights=hits.astype(np.float64) - confidences, minlength=bins)
@@ -78,15 +79,15 @@ def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: 
 def write_continuations(
     model, tokenizer, ids: np.ndarray, count: int, prompt_tokens: int, length: int, temperature: float = 0.8
 ) -> tuple[list[str], list[str]]:
-    """What the model writes after `count` places of `ids`, evenly spaced, and what stands there.
+    """Sample continuations at `count` evenly spaced positions of `ids`.
 
     Args:
-        ids: `(tokens,)` of a text that the model has not seen.
-        prompt_tokens: Tokens that the model reads before each place.
-        length: Tokens that it writes, end of text or not.
+        ids: `(tokens,)` of a text that the model was not trained on.
+        prompt_tokens: Tokens of the prompt before each position.
+        length: Tokens to generate; generation does not stop at the end of text.
 
     Returns:
-        The continuations and the true texts, without the prompts.
+        The continuations and the texts that they replace, without the prompts.
     """
     length = min(length, len(ids) - 1)
     prompt_tokens = min(prompt_tokens, len(ids) - length)
@@ -108,7 +109,7 @@ def write_continuations(
 
 
 def similarity(texts: list[str], references: list[str]) -> dict[str, float | str]:
-    """BLEU over characters (white space left out) and chrF of `texts`, from 0 to 100, with sacrebleu's signatures.
+    """BLEU over characters (without white space) and chrF of `texts`, from 0 to 100, with sacrebleu's signatures.
 
     Raises:
         ImportError: sacrebleu is not installed.
@@ -128,12 +129,12 @@ def words(text: str) -> list[str]:
 
 
 def whole_words(text: str) -> list[str]:
-    """The words of a passage without the two that its ends may have cut."""
+    """The words of a passage, without the first and the last, which may be incomplete."""
     return words(re.sub(r"^[\w'’]+|[\w'’]+$", "", text))
 
 
 def vocabulary(pieces: Iterable[str]) -> set[str]:
-    """Every word of a text that comes in pieces."""
+    """All words of a text that is given in pieces."""
     known, rest = set(), ""
     for piece in pieces:
         text = rest + piece
@@ -144,25 +145,25 @@ def vocabulary(pieces: Iterable[str]) -> set[str]:
 
 
 def distinct(passages: list[list[str]], n: int) -> float:
-    """Different n-grams of words over all n-grams (Li et al., 2016); depends on how much text there is."""
+    """Number of different n-grams of words / number of n-grams (Li et al., 2016). It falls with the amount of text."""
     grams = [gram for passage in passages for gram in zip(*(passage[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / max(len(grams), 1)
 
 
 def known_words(passages: list[list[str]], known: set[str]) -> float:
-    """The share of words that are in `known`."""
+    """The fraction of words that are in `known`."""
     found = [word in known for passage in passages for word in passage]
     return sum(found) / max(len(found), 1)
 
 
 def longest_copy(texts: list[str], pieces: Iterable[str]) -> str:
-    """The longest string that stands, to the letter, in one of `texts` and in the text that `pieces` make up.
+    """The longest string that is in one of `texts` and in the text that `pieces` make up.
 
     Args:
-        pieces: Are read about log2(longest text) times, so not a generator.
+        pieces: Read about log2(length of the longest text) times, so not a generator.
     """
     shortest, longest, copy = 0, max(map(len, texts), default=0), ""
-    while shortest < longest:  # every part of a copied span is copied, so the length can be bisected
+    while shortest < longest:  # parts of a copied span are copied too, so the length can be bisected
         length = (shortest + longest + 1) // 2
         if found := _copied_span(texts, pieces, length):
             shortest, copy = length, found

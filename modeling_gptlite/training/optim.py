@@ -1,4 +1,4 @@
-"""Optimizers for the Trainer's factory: AdamW as GPT-2's trainers group it, and Muon for the matrices.
+"""Optimizers for the Trainer: AdamW with nanoGPT's parameter groups, and Muon for the hidden matrices.
 
 Trainer(..., optimizer_cls_and_kwargs=(lambda: build_muon, {"learning_rate": 3e-3, "muon_learning_rate": 0.02}))
 """
@@ -8,6 +8,9 @@ import math
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon
+from transformers import PreTrainedModel
+
+from .hardware import newton_schulz_dtype
 
 
 def build_adamw(
@@ -17,17 +20,17 @@ def build_adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
 ) -> AdamW:
-    """AdamW that decays matrices and embeddings and leaves norms and biases alone, by dimension, as nanoGPT does."""
+    """AdamW with weight decay for matrices and embeddings, and none for norms and biases, as in nanoGPT."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     _check_every_parameter_once(model, groups)
-    groups = [group for group in groups if group["params"]]
+    groups = _without_empty(groups)
     return AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=_can_fuse(groups))
 
 
 def build_muon(
-    model: nn.Module,
+    model: PreTrainedModel,
     learning_rate: float,
     muon_learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.95),
@@ -38,9 +41,9 @@ def build_muon(
     """Muon (Jordan et al., 2024) for the hidden matrices, AdamW for embeddings, head, norms and biases.
 
     Args:
-        learning_rate: AdamW's.
-        muon_learning_rate: Muon's, scaled by sqrt(max(1, rows / columns)) per matrix.
-        weight_decay: Of every matrix, decoupled.
+        learning_rate: For AdamW.
+        muon_learning_rate: For Muon; multiplied by sqrt(max(1, rows / columns)) for each matrix.
+        weight_decay: Decoupled, for all matrices and embeddings.
     """
     head = model.get_output_embeddings()
     looked_up = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} | ({head.weight} if head else set())
@@ -53,19 +56,19 @@ def build_muon(
         {"params": others, "weight_decay": 0.0},
     ]
     _check_every_parameter_once(model, [{"params": matrices}, *groups])
-    groups = [group for group in groups if group["params"]]
+    groups = _without_empty(groups)
     return MuonWithAdamW(
         AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=_can_fuse(groups)),
-        StackedMuon(matrices, lr=muon_learning_rate, momentum=momentum, weight_decay=weight_decay),
+        StackedMuon([{"params": matrices}], lr=muon_learning_rate, momentum=momentum, weight_decay=weight_decay),
     )
 
 
 class StackedMuon(Muon):
-    """torch's Muon, with the same state, that orthogonalises all matrices of one shape in one batched product.
+    """torch's Muon, with the same state, which orthogonalises all matrices of one shape in one batched product.
 
-    A small model has dozens of small matrices, and one at a time leaves cores idle: a step of the optimizer takes
-    1.3 to 1.8 times as long on two CPU cores (`benchmarks/tuning.md`), and launches a kernel each on a GPU. Momentum is
-    Nesterov's, and rates are scaled as in the original.
+    A small model has dozens of small matrices. One at a time, they leave cores idle: an optimizer step takes 1.3 to 1.8
+    times as long on two CPU cores (`benchmarks/tuning.md`), and on a GPU each is a kernel launch. The momentum is
+    Nesterov's; learning rates are scaled as in the original (Jordan et al., 2024).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -78,7 +81,9 @@ class StackedMuon(Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params, grads, momenta = [], [], []
+            params: list[torch.Tensor] = []
+            grads: list[torch.Tensor] = []
+            momenta: list[torch.Tensor] = []
             self._init_group(group, params, grads, momenta)
             if not params:
                 continue
@@ -86,10 +91,10 @@ class StackedMuon(Muon):
             updates = torch._foreach_lerp(grads, momenta, group["momentum"])
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            shapes = {param.shape for param in params}
-            for shape in sorted(shapes):
+            dtype = newton_schulz_dtype(params[0].device)
+            for shape in sorted({param.shape for param in params}):
                 places = [place for place, param in enumerate(params) if param.shape == shape]
-                stack = torch.stack([updates[place].bfloat16() for place in places])
+                stack = torch.stack([updates[place].to(dtype) for place in places])
                 stack = orthogonalize(stack, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 directions = stack.to(params[places[0]].dtype).unbind()
                 rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
@@ -98,9 +103,9 @@ class StackedMuon(Muon):
 
 
 def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float):
-    """The nearest semi-orthogonal matrices to `(count, rows, columns)`, roughly, by Newton-Schulz iterations.
+    """Approximate the nearest semi-orthogonal matrices by Newton-Schulz iterations (Jordan et al., 2024).
 
-    `torch.optim._muon`'s arithmetic for one matrix, over a stack of them (Jordan et al., 2024).
+    The arithmetic of `torch.optim.Muon`, for a stack of matrices `(count, rows, columns)`.
     """
     a, b, c = coefficients
     is_tall = matrices.size(-2) > matrices.size(-1)
@@ -113,7 +118,7 @@ def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, floa
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers that look like one: one list of groups, one state, so schedulers and checkpoints just work."""
+    """Two optimizers with one list of groups and one state, so that schedulers and checkpoints treat them as one."""
 
     def __init__(self, adamw: AdamW, muon: StackedMuon):
         self.adamw, self.muon = adamw, muon
@@ -126,7 +131,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adamw.state = self.muon.state = self.state
 
     def __setstate__(self, state):
-        super().__setstate__(state)  # `load_state_dict` puts new groups and a new state in place
+        super().__setstate__(state)  # `load_state_dict` replaces the groups and the state
         self._share()
 
     def step(self, closure=None):
@@ -135,8 +140,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
+def _without_empty(groups: list[dict]) -> list[dict]:
+    """The groups that hold parameters; if none does (LoRA trains matrices only), one empty group, which is allowed."""
+    return [group for group in groups if group["params"]] or groups[:1]
+
+
 def _can_fuse(groups: list[dict]) -> bool:
-    """Whether PyTorch has the one-kernel AdamW for where these parameters are."""
+    """Whether PyTorch has a fused AdamW for the devices of these parameters."""
     return all(p.device.type in ("cpu", "cuda", "xpu", "mps") for group in groups for p in group["params"])
 
 

@@ -1,155 +1,56 @@
-"""The Hugging Face Trainer with what a causal language model on packed ids needs, and nothing of the loop rewritten.
+"""The Hugging Face Trainer for causal language models on packed windows.
 
 trainer = CausalLMTrainer(model, args, train_dataset=RandomWindows(...), eval_dataset=EvaluationWindows(...))
+trainer.train()
 """
 
+import contextlib
+import copy
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, rotate_checkpoints
-from transformers.utils import PushInProgress, is_torch_bf16_gpu_available
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import PushInProgress
 
-from .attention import SHORT_WINDOWS
-from .checkpoints import ASIDE, CheckpointError, damage, put_in_place, seal, writing
-from .data import whole_batch
-from .hub import push_folder
-from .metrics import mean_loss, window_losses
+from ..data.windows import whole_batch
+from ..hub import plain_card, push_folder
+from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
+from .callbacks import StopOnDivergence
+from .checkpointing import Checkpoints
+from .hardware import training_attention
+from .metrics import mean_loss, smoothed_loss, window_losses
 from .optim import build_adamw, build_muon
-from .report import plain_card
 
 
-@dataclass
-class CausalLMTrainingArguments(TrainingArguments):
-    """The Trainer's arguments; some defaults suit small language models better, and four are new."""
-
-    output_dir: str = field(default="out/model", metadata={"help": "Folder for the model and its checkpoints."})
-    resume_from_checkpoint: str | None = field(
-        default="auto",
-        metadata={
-            "help": "auto goes on with the unfinished run that the output folder holds, if there is one; true insists "
-            "on one, false refuses to; or the folder of a checkpoint."
-        },
-    )
-    optimizer: Literal["adamw", "muon", "trainer"] = field(
-        default="adamw",
-        metadata={
-            "help": "adamw decays by dimension as nanoGPT does; muon orthogonalises the matrices' updates and uses "
-            "AdamW for the rest; trainer leaves the choice to --optim."
-        },
-    )
-    muon_learning_rate: float = field(
-        default=0.02, metadata={"help": "Muon's peak learning rate; --learning_rate is AdamW's."}
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
-        default="auto",
-        metadata={
-            "help": "Arithmetic of the forward and backward pass; auto takes bf16 where the hardware multiplies it."
-        },
-    )
-    min_learning_rate_ratio: float = field(
-        default=0.1,
-        metadata={"help": "The cosine schedule ends at this fraction of the peak rates."},
-    )
-
-    short_context: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens that the model sees at once early in training: every window is cut into such pieces."
-        },
-    )
-    short_context_fraction: float = field(
-        default=0.6, metadata={"help": "The part of the steps that --short_context is for."}
-    )
-
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per step on each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows per evaluation batch."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "AdamW's peak learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of all matrices."})
-    adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's decay of the second moment."})
-    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "transformers' schedule name."})
-    warmup_steps: float = field(
-        default=100, metadata={"help": "Steps, or below 1 the fraction of the run, of warm-up."}
-    )
-    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
-    eval_steps: float = field(
-        default=250, metadata={"help": "Steps between evaluations of the whole validation split."}
-    )
-    save_strategy: str = field(default="steps", metadata={"help": "no, steps, epoch or best."})
-    save_steps: float = field(default=250, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best one is among them."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Save the weights of the best evaluation, not the last."}
-    )
-    metric_for_best_model: str | None = field(default="loss", metadata={"help": "What is best: the validation loss."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between readings of the training loss."})
-    disable_tqdm: bool | None = field(default=True, metadata={"help": "Whether to do without the Trainer's own bar."})
-
-    def __post_init__(self):
-        # Windows come as whole batches, in the order of their numbers, ready for the model.
-        self.remove_unused_columns = False
-        self.train_sampling_strategy = "sequential"
-        self.logging_nan_inf_filter = False  # it reads the loss back from the device at every step
-        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr_rate": self.min_learning_rate_ratio}
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # there are none, and looking for them costs time at each step
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # else `bf16` is refused for want of a GPU
-        if self.short_context is not None and self.short_context < 1:
-            raise ValueError(f"short_context must be at least 1, got {self.short_context}")
-        if not 0 <= self.short_context_fraction <= 1:
-            raise ValueError(f"short_context_fraction must lie between 0 and 1, got {self.short_context_fraction}")
-        if self.precision == "auto" and not (self.bf16 or self.fp16):
-            self.bf16 = self._multiplies_bf16()
-        elif self.precision != "auto":
-            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
-        super().__post_init__()
-        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError("hub_strategy must be end or every_save: checkpoints with optimizer state stay at home")
-
-    def _multiplies_bf16(self) -> bool:
-        if self.use_cpu:
-            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return is_torch_bf16_gpu_available()
-
-
-def whole_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, or where its parameters are sharded (FSDP2) a gathered copy on the CPU, filled on rank 0.
-
-    All processes must call it together.
-    """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return model
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    copy = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-    if torch.distributed.get_rank() == 0:
-        copy.load_state_dict(weights)
-    return copy
-
-
-class _FindBest(TrainerCallback):
-    """The best checkpoint of a resumed run is beside the others, wherever the folder was when it was recorded."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-        if best.is_dir():
-            state.best_model_checkpoint = str(best)
+__all__ = ["CausalLMTrainer", "CausalLMTrainingArguments", "whole_model"]
 
 
 class CausalLMTrainer(Trainer):
-    """`Trainer` for packed windows: exact evaluation of the whole split, checkpoints that load anywhere."""
+    """A `Trainer` that does these things differently:
+
+    * Optimizers: AdamW that decays matrices only, or Muon for the hidden matrices (`optimizers_of`).
+    * Training: the fastest attention for the hardware (`train`); early windows in pieces (`training_step`).
+    * Loss: label smoothing of labels that are shifted already (`__init__`); one that is not finite ends training.
+    * Evaluation: the mean loss over every target of the split (`evaluation_loop`).
+    * Checkpoints: complete or absent, with a manifest (`_save_checkpoint`); the best one is checked before it is loaded
+      (`_load_best_model`); no pickled arguments beside the weights (`save_model`); one process to an output folder.
+    * Hub: what `hub.PUBLISHED` lists, in one commit (`push_to_hub`). The Trainer's own upload is switched off.
+    """
+
+    args: CausalLMTrainingArguments
+    model: Any
+    push_in_progress: Any
 
     def __init__(
         self,
@@ -159,59 +60,59 @@ class CausalLMTrainer(Trainer):
         run: dict[str, Any] | None = None,
         **kwargs,
     ):
-        """As the Trainer's.
+        """As for `Trainer`, without `compute_metrics`.
 
         Args:
-            card: Renders the model card of a checkpoint that is pushed while training goes on.
-            run: Plain values that tell this run from others, for the manifests of its checkpoints.
+            card: Renders the model card for a checkpoint that is pushed during training.
+            run: Plain values that identify the run, for the manifests of its checkpoints.
+
+        Raises:
+            ArgumentError: An argument has a value that is not allowed, or that would have no effect.
         """
+        _check_trainer(args, kwargs)
         self.card, self.run = card, run or {}
-        self._is_saving_aside = False
+        self.checkpoints = Checkpoints(args.output_dir)
+        self.pushes = args.push_to_hub
+        args = copy.copy(args)
+        args.push_to_hub = False  # the Trainer's own upload includes the pickled arguments, with the token
         self._use_cache = model.config.use_cache
-        adamw = {
-            "learning_rate": args.learning_rate,
-            "betas": (args.adam_beta1, args.adam_beta2),
-            "eps": args.adam_epsilon,
-            "weight_decay": args.weight_decay,
-        }
-        factories = {
-            "adamw": (lambda: build_adamw, adamw),
-            "muon": (lambda: build_muon, {**adamw, "muon_learning_rate": args.muon_learning_rate}),
-            "trainer": None,
-        }
         kwargs.setdefault("data_collator", whole_batch)
-        context = getattr(kwargs.get("train_dataset"), "context", None)
-        if args.short_context and (context is None or context % args.short_context):
-            raise ValueError(f"short_context {args.short_context} must divide the windows' context of {context}")
-        super().__init__(model, args, optimizer_cls_and_kwargs=factories[args.optimizer], **kwargs)
-        self.add_callback(_FindBest)
+        if args.label_smoothing_factor:
+            kwargs.setdefault("compute_loss_func", smoothed_loss(args.label_smoothing_factor))
+        super().__init__(model, args, optimizer_cls_and_kwargs=optimizers_of(args), **kwargs)
+        if self.pushes:
+            self.init_hf_repo()
+        self.add_callback(_RelocateBest(self.checkpoints))
+        self.add_callback(StopOnDivergence)
+
+    # ---- Training --------------------------------------------------------------------------------------------------
 
     def train(self, *args, **kwargs):
-        """As the Trainer's, with the attention that trains fastest where this runs."""
+        """As for `Trainer`, with the attention that trains fastest on this hardware.
+
+        Raises:
+            CheckpointError: Another process trains in the output folder.
+        """
         self.began = time.time()
-        chosen = self.model.config._attn_implementation
-        if self._fused_attention_is_slow():
-            self.model.set_attn_implementation(SHORT_WINDOWS)
+        own_attention = self.model.config._attn_implementation
+        if faster := training_attention(self.args, getattr(self.train_dataset, "context", math.inf)):
+            self.model.set_attn_implementation(faster)
         try:
-            return super().train(*args, **kwargs)
+            with self.checkpoints.locked() if self.args.should_save else contextlib.nullcontext():
+                return super().train(*args, **kwargs)
         finally:
-            self.model.set_attn_implementation(chosen)
+            self.model.set_attn_implementation(own_attention)
             self.model.config.use_cache = self._use_cache  # the Trainer switches it off, and would save it so
 
     def training_step(self, model, inputs, *args, **kwargs):
-        """As the Trainer's; early on, windows in pieces, because short context is cheaper and teaches as much."""
+        """As for `Trainer`; early in training, windows are cut into pieces of `short_context` tokens."""
         short = self.args.short_context
         if short and self.state.global_step < self.args.short_context_fraction * self.state.max_steps:
             inputs = {name: tensor.reshape(-1, short) for name, tensor in inputs.items()}
         return super().training_step(model, inputs, *args, **kwargs)
 
-    def _fused_attention_is_slow(self) -> bool:
-        """On a CPU in bf16 and over short windows, the way back through it takes twice as long as spelt out."""
-        short = getattr(self.train_dataset, "context", math.inf) <= 256
-        return short and self.args.device.type == "cpu" and self.args.bf16 and not self.args.torch_compile
-
     def evaluation_loop(self, dataloader, description, *_, metric_key_prefix="eval", **__) -> EvalLoopOutput:
-        """Mean loss per target over all windows; the Trainer's own mean of batch means weighs the last one wrongly."""
+        """Mean loss per target over all windows. (The Trainer's mean of batch means overweights the last batch.)"""
         if self.is_in_train:
             model = self.model_wrapped
         else:
@@ -224,88 +125,143 @@ class CausalLMTrainer(Trainer):
                 losses_and_counts = window_losses(logits, batch["shift_labels"])
                 per_window.append(self.accelerator.gather_for_metrics(losses_and_counts))
         metrics = {f"{metric_key_prefix}_loss": mean_loss(per_window)}
-        return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
+        return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]  # no predictions
+
+    # ---- Checkpoints -----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
-        """As the Trainer's, but aside and then renamed, so that what bears a checkpoint's name is whole."""
-        output_dir = Path(self._get_output_dir(trial))
-        folder = self._checkpoint(self.state.global_step)
-        aside = output_dir / ASIDE / folder.name
-        if self.args.should_save:
-            shutil.rmtree(output_dir / ASIDE, ignore_errors=True)  # of a run that was killed while it wrote
-        self.accelerator.wait_for_everyone()
-        with writing(folder.name, output_dir):
-            self._is_saving_aside = True
+        """As for `Trainer`, in a temporary folder that is sealed with a manifest and renamed."""
+        step, output_dir, main = self.state.global_step, self.args.output_dir, self.args.should_save
+        with self.checkpoints.write(step, self.run, main, self.accelerator.wait_for_everyone) as folder:
+            self.args.output_dir = str(folder.parent)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self._is_saving_aside = False
-            self.accelerator.wait_for_everyone()
-            best = self.state.best_global_step and self._checkpoint(self.state.best_global_step)
-            if best and (best == folder or best.is_dir()):
+                self.args.output_dir = output_dir
+            best = self.checkpoints.folder(self.state.best_global_step or 0)
+            if best.name == folder.name or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
-                seal(aside, self.run)
-                put_in_place(aside, folder)
-                (output_dir / ASIDE).rmdir()
-        if self.args.should_save:
-            rotate_checkpoints(
-                str(output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
+            if main:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        if main:
+            self.checkpoints.rotate(self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.pushes:
+            self._push_checkpoint(self.checkpoints.folder(step))
         self.accelerator.wait_for_everyone()
 
-    def _get_output_dir(self, trial) -> str:
-        output_dir = super()._get_output_dir(trial)
-        return os.path.join(output_dir, ASIDE) if self._is_saving_aside else output_dir
-
-    def _checkpoint(self, step: int) -> Path:
-        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
     def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        if reason := damage(best):
-            raise CheckpointError(
-                f"{best}, the best one, is damaged ({reason}); --load_best_model_at_end false takes the last one"
-            )
+        """As for `Trainer`, if the checkpoint is not damaged."""
+        self.checkpoints.best(self.state.best_global_step)
         super()._load_best_model()
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
-        super()._save(output_dir, state_dict)
-        # A pickle, with the Hub token and local paths inside; nothing reads it back.
-        pickled = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
-        if self.args.should_save and os.path.exists(pickled):
-            os.remove(pickled)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As for `Trainer`, without `training_args.bin`: a pickle with the Hub token and local paths in it."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def push_to_hub(self, commit_message: str = "End of training", card: str | None = None, **kwargs) -> CommitInfo:
-        """Publish the output folder in one commit: what `hub.PUBLISHED` names, and no more.
+    # ---- The Hub ---------------------------------------------------------------------------------------------------
+
+    def push_to_hub(  # type: ignore[override]  # the Trainer's annotation forgets the future
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        card: str | None = None,
+    ) -> CommitInfo | Future | None:
+        """Save the model, and upload what `hub.PUBLISHED` lists of the output folder in one commit.
 
         Args:
-            card: The `README.md` to publish instead of the folder's.
-            kwargs: `revision`, `private` and `token`, as in the Trainer's.
+            blocking: Return after the upload; otherwise return a future of the `CommitInfo` at once.
+            card: The `README.md` to upload instead of the folder's.
+
+        Raises:
+            HubError: The folder cannot be published, or the upload failed.
         """
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self._finish_current_push()
-        return self._push(self.args.output_dir, commit_message, card, run_as_future=False, **kwargs)
+        if push := getattr(self, "push_in_progress", None):
+            push.wait_until_done()
+        settings = {"token": token, "revision": revision, "private": private}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return self._push(str(self.args.output_dir), commit_message, card, run_as_future=not blocking, **given)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._is_saving_aside or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return  # a checkpoint is pushed once it is whole
-        if self.push_in_progress is not None and not self.push_in_progress.is_done():
-            return  # the next checkpoint will do
+    def _push_checkpoint(self, folder: Path) -> None:
+        """Push a checkpoint in the background, unless the push before is still running."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress
+        if running is not None and not running.is_done() and not self.args.hub_always_push:
+            return
         message = f"Training in progress, step {self.state.global_step}"
-        card = self.card(self) if self.card else None
-        job = self._push(checkpoint_folder, message, card, run_as_future=True)
-        self.push_in_progress = PushInProgress([job])
+        job = self._push(str(folder), message, self.card(self) if self.card else None, run_as_future=True)
+        jobs: Any = [*(running.jobs if running else []), job]
+        self.push_in_progress = PushInProgress(jobs)
 
-    def _push(self, folder: str, message: str, card: str | None, run_as_future: bool, **kwargs):
-        settings = {"token": self.args.hub_token, "revision": self.args.hub_revision, **kwargs}
-        repo_id = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-        settings.setdefault("private", self.args.hub_private_repo)
+    def _push(self, folder: str, message: str | None, card: str | None, run_as_future: bool, **given):
+        args = self.args
+        repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
         if card is None and not os.path.exists(os.path.join(folder, "README.md")):
             card = plain_card(repo_id)
-        return push_folder(Path(folder), repo_id, card, message, run_as_future=run_as_future, **settings)
+        settings = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo, **given}
+        return push_folder(
+            Path(folder), repo_id, card, message or "Upload model", run_as_future=run_as_future, **settings
+        )
+
+
+def _check_trainer(args: CausalLMTrainingArguments, given: dict[str, Any]) -> None:
+    """Refuse what a `Trainer` takes and this one would ignore."""
+    check_arguments(args)
+    if args.minutes is not None and args.max_steps < 1:
+        raise ArgumentError("minutes need a run, which measures its speed; a trainer alone needs max_steps")
+    for name in ("compute_metrics", "preprocess_logits_for_metrics"):
+        if given.get(name) is not None:
+            raise ArgumentError(f"{name} would not be called: evaluation computes the loss only, and keeps no logits")
+    context = getattr(given.get("train_dataset"), "context", None)
+    if args.short_context and (context is None or context % args.short_context):
+        raise ArgumentError(f"short_context {args.short_context} must divide the windows' context of {context}")
+
+
+def optimizers_of(args: CausalLMTrainingArguments) -> Any:
+    """The Trainer's `optimizer_cls_and_kwargs`: a factory and its arguments, or None if the Trainer chooses."""
+    adamw = {
+        "learning_rate": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "weight_decay": args.weight_decay,
+    }
+    factories = {
+        "adamw": (lambda: build_adamw, adamw),
+        "muon": (lambda: build_muon, {**adamw, "muon_learning_rate": args.muon_learning_rate}),
+        "trainer": None,
+    }
+    return factories[args.optimizer]
+
+
+def whole_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself; if its parameters are sharded (FSDP2), a gathered copy on the CPU with the weights on rank 0.
+
+    All processes must call this together.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    copied = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    if torch.distributed.get_rank() == 0:
+        copied.load_state_dict(weights)
+    return copied
+
+
+class _RelocateBest(TrainerCallback):
+    """A resumed run finds its best checkpoint beside the others, also if the folder was moved."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = self.checkpoints.folder(state.best_global_step or 0)
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)

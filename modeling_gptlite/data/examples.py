@@ -1,0 +1,191 @@
+"""Prompts with completions, or conversations: from rows to ids, and whole batches of examples.
+
+source = open_source(SourceArguments(train_file=["questions.jsonl"]))
+train, validation = encode_examples(source, Encoder(tokenizer), context=1024, validation_fraction=0.1)
+batches = ShuffledExamples(train, samples=steps * batch_size, seed=0)
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from tokenization.corpus import Encoder
+
+from . import DataError
+from .layouts import CONVERSATIONS, Part
+from .sources import Source
+from .windows import IGNORED, random_numbers, single
+
+
+# ---- Ids -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Examples:
+    """The ids of consecutive examples, and which of them the model learns to predict.
+
+    Attributes:
+        ids: `(tokens,)`.
+        is_target: `(tokens,)`, true where the model learns to predict the token.
+        ends: `(examples,)`, the index at which each example ends.
+        characters: Number of characters that the model learns to predict.
+        truncated: Number of examples whose beginning was cut off.
+        skipped: Number of examples left out, because their last completion alone is longer than the context.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    is_target: list[bool] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    characters: int = 0
+    truncated: int = 0
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def span(self, index: int) -> slice:
+        return slice(self.ends[index - 1] if index else 0, self.ends[index])
+
+    def prompt(self, index: int) -> list[int]:
+        """The ids before the first target."""
+        span = self.span(index)
+        return self.ids[span][: self.is_target[span].index(True)]
+
+    def completion(self, index: int) -> list[int]:
+        """The targets; in a conversation, those of all replies."""
+        span = self.span(index)
+        return list(itertools.compress(self.ids[span], self.is_target[span]))
+
+    @property
+    def targets(self) -> int:
+        return sum(self.is_target)
+
+    def add(self, encoded: list[tuple[list[int], bool]], context: int) -> None:
+        """Append the last `context + 1` ids of an example, unless that cuts off a part of its last completion."""
+        ids = [token_id for part, _ in encoded for token_id in part]
+        is_target = [learn for part, learn in encoded for _ in part]
+        if len(encoded[-1][0]) > context:
+            self.skipped += 1
+            return
+        self.truncated += len(ids) > context + 1
+        self.ids += ids[-context - 1 :]
+        self.is_target += [False, *is_target[-context - 1 :][1:]]  # nothing predicts the first
+        self.ends.append(len(self.ids))
+
+
+def encode_examples(
+    source: Source, encoder: Encoder, context: int, validation_fraction: float
+) -> tuple[Examples, Examples]:
+    """The examples of the first rows, for training, and of the last `validation_fraction` of them, for validation.
+
+    Prompt and completion are encoded separately, as at inference, and every completion ends with the end-of-text token.
+    If an example is longer than the context, its beginning is cut off; if its last completion alone is, it is skipped.
+    `encoder.unknown` then counts what the tokenizer has no token for.
+
+    Raises:
+        DataError: A row is not of the source's layout, the tokenizer has no end-of-text token, or a split is empty.
+    """
+    tokenizer = encoder.tokenizer
+    if tokenizer.eos_token is None:
+        raise DataError("examples need a tokenizer with an end-of-text token (eos_token), which ends a completion")
+    rows = source.scan("").documents
+    cut = int(rows * (1 - validation_fraction))
+    train, validation = Examples(), Examples()
+    for number, row in enumerate(source.documents, 1):
+        parts = source.parts(row, number, tokenizer.special_tokens_map)
+        split = train if number <= cut else validation
+        split.add(_encode(parts, encoder, begins=source.layout is not CONVERSATIONS), context)
+    for split, name in ((train, "training"), (validation, "validation")):
+        if not len(split):
+            raise DataError(f"{source.name}: none of {rows:,} rows is left for {name}; {split.skipped:,} are too long")
+        split.characters = _count_characters(split, tokenizer)
+    return train, validation
+
+
+def _encode(parts: Iterable[Part], encoder: Encoder, begins: bool) -> list[tuple[list[int], bool]]:
+    """The ids of each part. `begins`: add the tokens with which the tokenizer begins a text; a template has its own."""
+    tokenizer = encoder.tokenizer
+    eos = tokenizer.eos_token_id
+    encoded: list[tuple[list[int], bool]] = []
+    for text, learn in parts:
+        adds_tokens = begins and not encoded
+        ids = tokenizer(text, add_special_tokens=adds_tokens, verbose=False)["input_ids"]
+        encoder.count_unknown(text, ids)
+        if adds_tokens and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
+            ids = ids[:-1]  # the tokenizer ends every text, but the completion follows
+        if learn and eos not in ids:
+            ids = [*ids, eos]
+        encoded.append((ids, learn))
+    if not encoded[0][0]:  # an empty prompt: the first target needs an input
+        encoded[0] = ([tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos], False)
+    return encoded
+
+
+def _count_characters(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> int:
+    completions = (examples.completion(index) for index in range(len(examples)))
+    return sum(len(tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions)
+
+
+# ---- Batches -------------------------------------------------------------------------------------------------------
+
+
+class EvaluationExamples(Dataset):
+    """Every example once, in order; batches are as wide as their longest example and padded with the label -100."""
+
+    def __init__(self, examples: Examples):
+        self.ids, self.is_target = np.array(examples.ids), np.array(examples.is_target)
+        self.spans = [examples.span(index) for index in range(len(examples))]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return single(self, index)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        spans = [self.spans[index] for index in indices]
+        shape = len(spans), max(span.stop - span.start for span in spans)
+        ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        for row, span in enumerate(spans):
+            length = span.stop - span.start
+            ids[row, :length] = self.ids[span]
+            targets[row, :length] = np.where(self.is_target[span], self.ids[span], IGNORED)
+        # The padding is on the right, where causal attention hides it from the other tokens: no mask is needed.
+        inputs, labels = torch.from_numpy(ids[:, :-1]).contiguous(), torch.from_numpy(targets[:, 1:]).contiguous()
+        return {"input_ids": inputs, "labels": labels, "shift_labels": labels}
+
+
+class ShuffledExamples(EvaluationExamples):
+    """Training examples, in a new order in each epoch; sample i depends only on (`seed`, i).
+
+    Args:
+        samples: Number of examples in the run, including repetitions: steps x examples per step.
+
+    Attributes:
+        tokens_per_sample: Mean length of an example, in tokens.
+    """
+
+    def __init__(self, examples: Examples, samples: int, seed: int):
+        super().__init__(examples)
+        self.samples, self.seed = samples, seed
+        self.tokens_per_sample = len(self.ids) / len(self.spans)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        count = len(self.spans)
+        return super().__getitems__([self._shuffled(index // count)[index % count] for index in indices])
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            numbers = np.arange(epoch * len(self.spans), (epoch + 1) * len(self.spans))
+            self._order = np.argsort(random_numbers(self.seed, numbers), kind="stable")
+            self._epoch = epoch
+        return self._order

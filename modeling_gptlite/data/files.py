@@ -1,0 +1,191 @@
+"""Reading files: text as it is, JSONL line by line, folders, pipes, downloads.
+
+for piece in read_text("my_book.txt"):
+    ...
+"""
+
+import codecs
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import stat
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import DataError
+
+
+_PIECE_BYTES = 1 << 22
+
+
+def cache_dir() -> Path:
+    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`."""
+    return Path(os.environ.get("GPTLITE_CACHE") or Path.home() / ".cache" / "gptlite")
+
+
+def find_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files that `paths` name: a folder stands for the `.txt` files in it, sorted by name; a pipe for a copy of it.
+
+    Raises:
+        DataError: A path does not exist, is a device, is empty or may not be read; or a folder contains no `.txt` file.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"no such file: {path}")
+        files += _text_files(path) if path.is_dir() else [_copy_of_pipe(path)]
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise DataError(f"no permission to read {path}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty")
+    return files
+
+
+def is_jsonl(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() == ".jsonl"
+
+
+def _text_files(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file())
+    if not found:
+        raise DataError(f"no .txt file in the folder {folder}")
+    return found
+
+
+def _copy_of_pipe(path: Path) -> Path:
+    """A file as it is; of a pipe, which can be read only once, a copy in the cache, named after its content."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) and path.parts[:2] != ("/", "dev"):  # /dev/stdin < FILE is read on, not again
+        return path
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise DataError(f"{path} is a terminal or another device; name a file, a folder or a pipe")
+    folder = cache_dir()
+    partial = folder / f"pipe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(path, "rb") as pipe, open(partial, "wb") as copy:
+            shutil.copyfileobj(pipe, copy, _PIECE_BYTES)
+        with open(partial, "rb") as copy:
+            digest = hashlib.file_digest(copy, "sha256").hexdigest()
+        copied = folder / "pipes" / digest[:16] / path.name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        return partial.replace(copied)
+    except OSError as error:
+        raise DataError(f"cannot copy {path} to {folder}: {error.strerror}; GPTLITE_CACHE names the folder") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The text of a file, in pieces; each iteration reads the file again."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        return read_text(self.path)
+
+
+def read_text(path: str | os.PathLike) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces, line endings unchanged.
+
+    Raises:
+        DataError: The file is not UTF-8; the message names the offset of the first wrong byte.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with open(path, "rb", buffering=0) as file:
+        while True:
+            raw = file.read(_PIECE_BYTES)
+            pending = len(decoder.getstate()[0])  # bytes of a character that the last piece cut in two
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                position = offset - pending + error.start
+                byte = error.object[error.start]
+                raise DataError(f"{os.fspath(path)} is not UTF-8: byte 0x{byte:02x} at offset {position}") from None
+            offset += len(raw)
+            if text:
+                yield text
+            if not raw:
+                return
+
+
+def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of JSONL files, one per line; empty lines are skipped.
+
+    Raises:
+        DataError: A line is not a JSON object, or its text is not valid Unicode; the message names file and line.
+    """
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            try:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _row(line, f"{path}, line {number}")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8: {error}") from None
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: {line.strip()[:40]!r} is not a JSON object")
+    if "\\ud" in line or "\\uD" in line:  # the only way to write a surrogate in valid UTF-8
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raise DataError(
+                f"{place}: \\u{code:04x} is one half of a surrogate pair; remove it, or add the other"
+            ) from None
+    return row
+
+
+def download(file_name: str, url: str, sha256: str) -> list[TextFile]:
+    """A text from `$GPTLITE_DATA` or the cache, where it is downloaded to if it is in neither.
+
+    Raises:
+        DataError: It cannot be downloaded, or its hash is another one.
+    """
+    places = [cache_dir() / file_name]
+    if folder := os.environ.get("GPTLITE_DATA"):
+        places.insert(0, Path(folder) / file_name)
+    for path in places:
+        if path.is_file():
+            _check_sha256(path.read_bytes(), sha256, str(path))
+            return [TextFile(path)]
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            content = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(
+            f"cannot download {url} ({error}); save it as {file_name} in a folder and name the folder in GPTLITE_DATA"
+        ) from None
+    _check_sha256(content, sha256, url)
+    _write(places[-1], content)
+    return [TextFile(places[-1])]
+
+
+def _check_sha256(content: bytes, sha256: str, place: str) -> None:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{place} is not the expected text: its sha256 differs from {sha256}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; GPTLITE_CACHE names the folder") from error

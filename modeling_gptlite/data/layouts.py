@@ -1,0 +1,100 @@
+"""What a document contains: plain text, a prompt with its completion, or a conversation.
+
+PAIRS.parts({"prompt": "1 + 1 =", "completion": " 2"}, CHAT_TEMPLATE, {})  # [("1 + 1 =", False), (" 2", True)]
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+
+Part = tuple[str, bool]  # text, and whether the model learns to predict it
+
+# One line per message, `user: ...`; a reply ends with the end-of-text token. For tokenizers without a template.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first %}{{ '\\n' }}{% endif %}{{ message['role'] }}:"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ ' ' + message['content'] + (eos_token or '') }}{% endgeneration %}"
+    "{% else %}{{ ' ' + message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nassistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the documents of a source become text.
+
+    Attributes:
+        name: As in `run.json`.
+        columns: The columns of a row.
+        parts: Of a document, a chat template and the tokenizer's special tokens: the text in order, and for each part
+            whether the model learns to predict it. Raises an exception that says what is wrong with the document.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    parts: Callable[[Any, str, Mapping[str, str]], Iterable[Part]]
+
+
+def _text_parts(pieces: Iterable[str], template: str, special_tokens: Mapping[str, str]) -> Iterator[Part]:
+    return ((piece, True) for piece in pieces)
+
+
+def _pair_parts(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
+    prompt, completion = row["prompt"], row["completion"]
+    if not (isinstance(prompt, str) and isinstance(completion, str)):
+        raise TypeError("prompt and completion must be text")
+    if not completion:
+        raise ValueError("the completion is empty")
+    return [(prompt, False), (completion, True)]
+
+
+def _conversation_parts(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
+    messages = row["messages"]
+    _check_messages(messages)
+    replies = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not replies:
+        raise ValueError("no message has the role 'assistant', so there is nothing to learn")
+    parts: list[Part] = []
+    done = ""
+    for index in replies:
+        prompt = _render(messages[:index], template, special_tokens, add_generation_prompt=True)
+        reply = _render(messages[: index + 1], template, special_tokens)
+        if not (prompt.startswith(done) and reply.startswith(prompt)):
+            raise ValueError(
+                "the chat template renders a message differently when others follow; put each reply into its own row"
+            )
+        parts += [(prompt[len(done) :], False), (reply[len(prompt) :], True)]
+        done = reply
+    return parts
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list):
+        raise TypeError("messages must be a list")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping):
+            raise TypeError(f"message {number} must be an object with role and content")
+        if message["content"] is None and not message.get("tool_calls"):
+            raise TypeError(f"the content of message {number} is null, not text")
+
+
+def _render(
+    messages: list[dict[str, Any]],
+    template: str,
+    special_tokens: Mapping[str, str],
+    add_generation_prompt: bool = False,
+) -> str:
+    settings: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, **special_tokens}
+    rendered = render_jinja_template([messages], chat_template=template, **settings)
+    return rendered[0][0]
+
+
+TEXT = Layout("text", ("text",), _text_parts)
+PAIRS = Layout("prompts and completions", ("prompt", "completion"), _pair_parts)
+CONVERSATIONS = Layout("conversations", ("messages",), _conversation_parts)
+EXAMPLES = (CONVERSATIONS, PAIRS)  # the first whose columns are there is the layout of a data set

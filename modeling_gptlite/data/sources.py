@@ -1,0 +1,310 @@
+"""Where text comes from: files, data sets, and the built-in texts of the table `SOURCES`.
+
+source = open_source(SourceArguments(dataset="tinyshakespeare"))
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tokenization.builders import END_OF_TEXT
+
+from . import DataError
+from .files import TextFile, download, find_files, is_jsonl, read_rows
+from .layouts import CHAT_TEMPLATE, EXAMPLES, TEXT, Layout, Part
+
+
+# ---- Sources -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a complete reading of a source found; `sha256` and, for text, `characters` include the separators."""
+
+    separator: str
+    documents: int
+    characters: int
+    sha256: str
+
+
+@dataclass
+class Source:
+    """Documents that can be read again and again, and are never all in memory.
+
+    Attributes:
+        name: Of the files, data set or built-in text.
+        documents: Each iteration over them is a new reading. Pieces of text for the layout `TEXT`, else rows.
+        layout: What a document contains.
+        language, license: Of a built-in text.
+        hub_dataset: Repository id, if the text comes from the Hub.
+        chat_template: Jinja template that turns messages into text.
+    """
+
+    name: str
+    documents: Iterable[Any]
+    layout: Layout = TEXT
+    language: str | None = None
+    license: str | None = None
+    hub_dataset: str | None = None
+    chat_template: str = CHAT_TEMPLATE
+    _scan: Scan | None = field(default=None, init=False, repr=False)
+
+    def texts(self) -> Iterator[str]:
+        """The text that a tokenizer has to know, in pieces, without special tokens.
+
+        Raises:
+            DataError: A document cannot be read, or is not of this layout.
+        """
+        yield from self._read(END_OF_TEXT)
+
+    def scan(self, separator: str) -> Scan:
+        """Length and hash of the documents with `separator` between them; reads them unless `texts` has done so."""
+        known = self._scan
+        if known is None or (self.layout is TEXT and known.separator != separator and known.documents > 1):
+            for _ in self._read(separator):
+                pass
+        assert self._scan is not None
+        return self._scan
+
+    def _read(self, separator: str) -> Iterator[str]:
+        """All texts; remembers at the end what the reading found, so that no other one is needed for that."""
+        digest, documents, characters = hashlib.sha256(), 0, 0
+        for documents, document in enumerate(self.documents, 1):
+            if self.layout is not TEXT:
+                row = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
+                digest.update(row.encode("utf-8", "surrogatepass"))
+            elif documents > 1:
+                digest.update(separator.encode())
+                characters += len(separator)
+            for text, _ in self.parts(document, documents):
+                if self.layout is TEXT:
+                    digest.update(text.encode("utf-8", "surrogatepass"))
+                characters += len(text)
+                yield text
+        self._scan = Scan(separator, documents, characters, digest.hexdigest())
+
+    def parts(self, document: Any, number: int, special_tokens: dict[str, str] | None = None) -> Iterable[Part]:
+        """The text of document `number`, counted from 1, in order; and for each part whether it is to be learnt.
+
+        Raises:
+            DataError: The document is not of this layout.
+        """
+        try:
+            return self.layout.parts(document, self.chat_template, special_tokens or {})
+        except Exception as error:  # a chat template can raise anything
+            reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{self.name}, row {number}: {reason}") from error
+
+    def share_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Conversations: use the tokenizer's chat template; if it has none, set this one, which is saved with it."""
+        if "messages" not in self.layout.columns:
+            return
+        if tokenizer.chat_template:
+            self.chat_template = tokenizer.chat_template
+            return
+        tokenizer.chat_template = self.chat_template
+        tokenizer.response_template = {  # with which servers parse a reply
+            "defaults": {"role": "assistant", "content": ""},  # a reply may be empty
+            "start_anchor": "\nassistant:",
+            "fields": {"content": {"close": tokenizer.eos_token, "content": "text"}},
+        }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An iterable that calls `start` for each new iteration."""
+
+    start: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.start()
+
+
+# ---- Built-in texts ------------------------------------------------------------------------------------------------
+
+
+def python_docs() -> list[list[str]]:
+    """The language reference that every Python interpreter contains: about 0.5 MB of English."""
+    from pydoc_data.topics import topics
+
+    return [["\n".join(topics[name] for name in sorted(topics))]]
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A text that can be named in `--dataset`.
+
+    Attributes:
+        open: Returns its documents, each an iterable of pieces of text; all can be iterated again and again. Raises
+            `DataError` if the text is not available.
+        language: For the model card, `en` for example.
+        license: For the model card, of a model that is trained on it.
+    """
+
+    open: Callable[[], Iterable[Iterable[str]]]
+    language: str
+    license: str
+
+
+TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+# In order of preference: `auto` is the first that is available.
+SOURCES: dict[str, BuiltIn] = {
+    "tinyshakespeare": BuiltIn(
+        partial(download, "tinyshakespeare.txt", TINYSHAKESPEARE_URL, TINYSHAKESPEARE_SHA256), "en", "mit"
+    ),
+    "python-docs": BuiltIn(python_docs, "en", "mit"),
+}
+AUTO = "auto"
+
+
+# ---- Opening -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SourceArguments:
+    """The text: files, a data set, or a built-in text."""
+
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "UTF-8 text files, or folders of .txt files; or .jsonl files with a column text, columns prompt "
+            "and completion, or a column messages.",
+            "nargs": "+",
+        },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a data set's Hub name or local folder. "
+            f"Default: {AUTO}, unless --train_file is given."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    text_column: str | None = field(
+        default=None,
+        metadata={"help": "The data set's column of text. Default: text, unless there are columns of examples."},
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Fraction of the text, at its end, that is used for validation only."}
+    )
+
+
+def open_source(args: SourceArguments, report: Callable[[str], None] = print) -> Source:
+    """The text or the examples that `args` name.
+
+    Args:
+        report: Called with a message if `auto` falls back to another built-in text.
+
+    Raises:
+        DataError: They name two texts, or text and examples; or the text is not available.
+    """
+    if not 0 < args.validation_fraction < 1:
+        raise DataError(f"--validation_fraction must lie between 0 and 1, got {args.validation_fraction}")
+    if args.train_file and args.dataset:
+        raise DataError("--train_file and --dataset name two texts; give one of them")
+    if args.train_file:
+        return _open_files(args.train_file, args.text_column)
+    name = args.dataset or AUTO
+    if name == AUTO or name in SOURCES:
+        return _open_built_in(list(SOURCES) if name == AUTO else [name], report)
+    return _open_dataset(name, args)
+
+
+def _open_files(paths: list[str], text_column: str | None) -> Source:
+    kinds = {is_jsonl(path) for path in paths}
+    if len(kinds) > 1:
+        raise DataError("--train_file takes .jsonl files or text files, not both")
+    files = find_files(paths)
+    name = " ".join(path.name for path in files) if len(files) <= 8 else f"{len(files):,} files"
+    if kinds == {False}:
+        return Source(name, [TextFile(path) for path in files])
+    for path in files:
+        if next(read_rows([path]), None) is None:
+            raise DataError(f"{path} is empty")
+    columns = list(next(read_rows(files)))
+    return _open_rows(name, columns, lambda _: Reading(partial(read_rows, files)), text_column)
+
+
+def _open_built_in(names: list[str], report: Callable[[str], None]) -> Source:
+    first, *others = names
+    entry = SOURCES[first]
+    try:
+        return Source(first, entry.open(), language=entry.language, license=entry.license)
+    except DataError as error:
+        if not others:
+            raise
+        report(f"\n*** training on {others[0]}, NOT on {first}: {error}\n")
+        return _open_built_in(others, report)
+
+
+def _open_dataset(name: str, args: SourceArguments) -> Source:
+    """The train split of a data set on the Hub or in a local folder."""
+    rows = _load_rows(name, args.dataset_config, args.streaming)
+    columns = rows.column_names or list(next(iter(rows)))  # a streamed data set may not know them before it is read
+
+    def select(columns: list[str]) -> Reading:
+        return Reading(partial(_checked, name, rows.select_columns(columns)))
+
+    source = _open_rows(name, columns, select, args.text_column)
+    source.hub_dataset = None if os.path.exists(name) else name
+    return source
+
+
+def _open_rows(
+    name: str, columns: list[str], select: Callable[[list[str]], Iterable[Any]], text_column: str | None
+) -> Source:
+    """Rows of examples, if there are columns of such; else those of one column of text, each a document.
+
+    Args:
+        select: Returns the rows, with these columns at least; each iteration is a new reading.
+    """
+    for layout in EXAMPLES if text_column is None else ():
+        if set(layout.columns) <= set(columns):
+            return Source(name, select(list(layout.columns)), layout)
+    text_column = text_column or "text"
+    if text_column not in columns:
+        raise DataError(f"the data set {name!r} has no column {text_column!r}; its columns: {', '.join(columns)}")
+    return Source(name, Reading(partial(_text_documents, name, select([text_column]), text_column)))
+
+
+def _text_documents(name: str, rows: Iterable[dict[str, Any]], column: str) -> Iterator[list[str]]:
+    for number, row in enumerate(rows, 1):
+        text = row.get(column)
+        if not isinstance(text, str):
+            raise DataError(f"{name}, row {number}: the column {column!r} contains {text!r}, which is not text")
+        yield [text]
+
+
+def _load_rows(name: str, config: str | None, streaming: bool) -> Any:
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(name, config, split="train", streaming=streaming)
+        next(iter(rows), None)  # a streamed data set is read only now
+        return rows
+    except Exception as error:  # the library raises a dozen types, most of them about the network
+        built_in = "" if "/" in name else f" (built in are {', '.join([AUTO, *SOURCES])})"
+        raise DataError(f"cannot load the data set {name!r}: {_reason(error)}{built_in}") from error
+
+
+def _checked(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from rows
+    except Exception as error:
+        raise DataError(f"cannot read the data set {name!r}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,229 @@
+"""Publish a saved model on the Hub: which files of its folder are uploaded, all in one commit.
+
+push_folder(Path("out/quickstart"), "user/name", private=True)
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from .errors import UserError
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+# Nothing else is uploaded: no checkpoints, optimizer or scheduler state, pickles or logs.
+PUBLISHED = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "*.gguf",
+    ADAPTER_CONFIG,
+    "config.json",
+    "configuration_*.py",
+    "modeling_*.py",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "README.md",
+    "run.json",
+    "samples.md",
+    "*.png",
+)
+# What the card says about each kind of repository
+KIND_METADATA: dict[str, dict[str, Any]] = {
+    "gptlite": {"library_name": "transformers", "tags": ["gptlite", "custom_code"]},
+    "native": {"library_name": "transformers", "tags": ["gptlite"]},
+    "gguf": {"library_name": "gguf", "tags": ["gptlite", "gguf"]},
+}
+TEXT_SUFFIXES = (".json", ".md", ".py", ".txt", ".jinja")
+
+
+class HubError(UserError, ValueError):
+    """Something cannot be published: the folder is not fit for it, or the Hub refused or could not be reached."""
+
+
+# ---- What is uploaded ----------------------------------------------------------------------------------------------
+
+
+def published_files(folder: Path) -> dict[str, Path]:
+    """The files of `folder` that are uploaded, by their name on the Hub.
+
+    Raises:
+        HubError: There are no weights; a file is a link that leads out of the folder, is not a file, or does not hold
+            what its suffix says; a text file contains a path of this machine; or the model is an adapter whose base
+            model is a local folder.
+    """
+    files = {path.name: path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))}
+    for path in files.values():
+        _check_file(path, folder)
+    if ADAPTER_CONFIG in files:
+        _check_adapter(files[ADAPTER_CONFIG])
+    if not any(name.endswith((".safetensors", ".gguf")) for name in files):
+        raise HubError(f"{folder} holds no model.safetensors: nothing to publish")
+    return dict(sorted(files.items()))
+
+
+def _check_file(path: Path, folder: Path) -> None:
+    if _leads_outside(path, folder):
+        raise HubError(
+            f"{path} is a link to {path.resolve()}, outside its folder, and is not uploaded; "
+            "replace the link by a copy of the file, or delete it"
+        )
+    if not path.is_file():
+        raise HubError(f"{path} is not a file; rename or delete it")
+    if path.suffix not in TEXT_SUFFIXES:
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            json.loads(text)
+    except UnicodeDecodeError as error:
+        raise HubError(
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        ) from error
+    except ValueError as error:
+        raise HubError(f"{path} is not JSON: {error}") from error
+    for place in {str(folder.resolve()), str(Path.home())} - {"/"}:
+        if place + os.sep in text or f'"{place}"' in text:
+            raise HubError(f"{path.name} would publish a path of this machine: {place}")
+
+
+def _leads_outside(path: Path, folder: Path) -> bool:
+    """Whether `path` resolves to a file that is neither in `folder` nor a blob of the same repository in the Hub cache.
+
+    The cache stores a file as `models--USER--NAME/blobs/HASH`, with links in `models--USER--NAME/snapshots/COMMIT`.
+    """
+    folder, target = folder.resolve(), path.resolve()
+    is_blob = folder.parent.name == "snapshots" and target.parent == folder.parents[1] / "blobs"
+    return not (is_blob or target.is_relative_to(folder))
+
+
+def _check_adapter(path: Path) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str):
+        raise HubError(f"{path} does not name the base model in base_model_name_or_path")
+    if os.path.isabs(base) or os.path.isdir(base):
+        raise HubError(
+            f"{path.parent.name} is an adapter, and its base model is a folder of this machine; publish that model "
+            "first and train on its Hub name, or merge the adapter into it and publish the result"
+        )
+
+
+# ---- Uploading -----------------------------------------------------------------------------------------------------
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    card: str | None = None,
+    message: str = "Upload model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    run_as_future: bool = False,
+) -> CommitInfo:
+    """Create the repository if it does not exist and upload the folder in one commit; if nothing changed, in none.
+
+    Files that an earlier push uploaded and that the folder lacks (such as the code, once the model is pushed as a
+    native class) are deleted from the repository.
+
+    Args:
+        card: The `README.md` to upload instead of the folder's.
+        revision: Branch, created if it does not exist.
+        run_as_future: Return a future of the `CommitInfo` at once.
+
+    Raises:
+        HubError: The folder cannot be published, or the upload failed.
+    """
+    files = published_files(folder)
+    with hub_errors(repo_id):
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        uploaded = api.list_repo_files(repo_id, revision=revision)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md" or not card
+        ]
+        if card:
+            operations.append(CommitOperationAdd("README.md", card.encode()))
+        kept = {operation.path_in_repo for operation in operations}
+        stale = [name for name in uploaded if name not in kept and any(Path(name).match(p) for p in PUBLISHED)]
+        operations += [CommitOperationDelete(name) for name in stale if "/" not in name]
+        return api.create_commit(  # type: ignore[call-overload]  # it has none for a variable `run_as_future`
+            repo_id,
+            operations,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            run_as_future=run_as_future,
+        )
+
+
+def tag_commit(repo_id: str, tag: str, revision: str) -> None:
+    """Tag a commit. A tag that exists already is not moved."""
+    with hub_errors(repo_id):
+        HfApi().create_tag(repo_id, tag=tag, revision=revision, exist_ok=True)
+
+
+def plain_card(repo_id: str, kind: str = "gptlite") -> str:
+    """The card of a model without a `run.json`: metadata and, for GGUF, the command; nothing was measured."""
+    data = ModelCardData(pipeline_tag="text-generation", **KIND_METADATA[kind])
+    usage = f"\n```bash\nollama run hf.co/{repo_id}\n```\n" if kind == "gguf" else ""
+    return f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n{usage}"
+
+
+@contextlib.contextmanager
+def hub_errors(repo_id: str):
+    """Turn the exceptions of the Hub's client into a `HubError` of one line that says what to do, without tokens."""
+    try:
+        yield
+    except HubError:
+        raise
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is not the name of a repository; it must look like USER/NAME") from error
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
+        advice = "unset HF_HUB_OFFLINE" if isinstance(error, OfflineModeIsEnabled) else "run `hf auth login`"
+        raise HubError(f"cannot push to {repo_id}: {advice}") from error
+    except HfHubHTTPError as error:
+        raise HubError(f"cannot push to {repo_id}: {_advice(error)}") from error
+    except (HTTPError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, HTTPError | OSError):
+            raise
+        raise HubError(
+            f"cannot push to {repo_id}: the Hub cannot be reached; run the command again when it can, "
+            "it continues where it stopped"
+        ) from error
+    except ValueError as error:  # metadata of the card that the Hub rejects
+        raise HubError(f"cannot push to {repo_id}: {error}") from error
+
+
+def _advice(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401 or isinstance(error, RepositoryNotFoundError):
+        return "the token is missing, wrong or has expired; run `hf auth login`"
+    if status == 403:
+        return (
+            "the token has no write permission there; it needs one, and the name must be in a namespace of yours "
+            "(https://huggingface.co/settings/tokens)"
+        )
+    return f"the Hub answered {status}; nothing was committed, run the command again"

@@ -1,0 +1,199 @@
+"""GGUF files for llama.cpp, Ollama and LM Studio: the model, its tokenizer and its metadata in one file.
+
+    write_gguf(Material(model, tokenizer, name="quickstart"), Path("out/gguf"), dtype="q8_0")
+
+The file is `NAME-F32.gguf` (or `-F16`, `-BF16`, `-Q8_0`): Ollama and the Hub read the precision from that name.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from ..modeling_gptlite import GPTLiteForCausalLM
+from .fields import ConversionError
+from .material import Engine, Material, from_extra, logits_of, quiet
+from .names import to_native
+from .vocabulary import bpe_units
+
+
+# Precisions of the matrices: how far rounding to it may move a logit, relative to the largest logit.
+DTYPES = {"f32": 0.0, "f16": 5e-3, "bf16": 3e-2, "q8_0": 5e-2}
+OF_TORCH = {torch.float16: "f16", torch.bfloat16: "bf16"}
+# Metadata of a file: the `gguf` package's name, the name in the configuration of transformers' class.
+METADATA = {
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "context_length": "n_positions",
+        "embedding_length": "n_embd",
+        "feed_forward_length": "n_inner",
+        "block_count": "n_layer",
+        "head_count": "n_head",
+        "layer_norm_eps": "layer_norm_epsilon",
+    },
+    "qwen3": {
+        "vocab_size": "vocab_size",
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "block_count": "num_hidden_layers",
+        "head_count": "num_attention_heads",
+        "head_count_kv": "num_key_value_heads",
+        "key_length": "head_dim",
+        "value_length": "head_dim",
+        "layer_norm_rms_eps": "rms_norm_eps",
+    },
+}
+# The activations that llama.cpp computes: tanh GELU for GPT-2, SiLU for Qwen3.
+ACTIVATIONS = {"gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "qwen3": ("silu", "swish")}
+
+
+def gguf_path(folder: Path) -> Path:
+    """The GGUF file of a written folder."""
+    (path,) = folder.glob("*.gguf")
+    return path
+
+
+def write_gguf(material: Material, folder: Path, dtype: str | None = None) -> None:
+    """Write the model as llama.cpp's `qwen3` or `gpt2`, with its tokenizer, to `NAME-PRECISION.gguf`.
+
+    Args:
+        dtype: Precision of the matrices, a key of `DTYPES`; vectors and learned positions stay in float32, as llama.cpp
+            expects. Default: the model's own.
+
+    Raises:
+        ConversionError: llama.cpp cannot compute the model or tokenize its text exactly, or `gguf` is not installed.
+    """
+    with from_extra("GGUF"):
+        import gguf
+
+    native = to_native(material.model)
+    config, architecture = native.config, native.config.model_type
+    _require_computable(material.model, config)
+    tokens, kinds, merges = vocabulary(material.tokenizer, config.vocab_size)
+    dtype = dtype or OF_TORCH.get(native.dtype, "f32")
+    kind = dtype.upper()
+
+    writer = gguf.GGUFWriter(folder / f"{material.name}-{kind}.gguf", architecture)
+    writer.add_name(material.name)
+    if material.license is not None:
+        writer.add_license(material.license)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    for name, theirs in METADATA[architecture].items():
+        getattr(writer, f"add_{name}")(getattr(config, theirs))
+    if architecture == "qwen3":
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType[name] for name in kinds])
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(False)
+    if material.tokenizer.chat_template is not None:
+        writer.add_chat_template(material.tokenizer.chat_template)
+    for name in ("bos", "eos", "unk", "pad"):
+        if (token_id := getattr(material.tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(token_id)
+    _add_tensors(writer, native, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _require_computable(model: GPTLiteForCausalLM, native: PreTrainedConfig) -> None:
+    architecture, activation = native.model_type, model.config.hidden_act
+    if activation not in ACTIVATIONS[architecture]:
+        raise ConversionError(
+            f"llama.cpp's {architecture} computes {ACTIVATIONS[architecture][0]}, this model {activation}"
+        )
+    if architecture == "qwen3" and native.rope_parameters["rope_type"] != "default":
+        raise ConversionError(f"RoPE scaling ({native.rope_parameters['rope_type']}) is not supported in GGUF")
+
+
+def _add_tensors(writer: Any, native: PreTrainedModel, kind: str) -> None:
+    """Add the weights under the names that the `gguf` package has for them."""
+    from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map, quants
+
+    config = native.config
+    names = get_tensor_name_map(MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
+    transposed = {f"{name}.weight" for name, module in native.named_modules() if isinstance(module, Conv1D)}
+    for name, tensor in native.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        array = (tensor.t() if name in transposed else tensor).float().contiguous().numpy()
+        is_full = array.ndim == 1 or theirs == "position_embd.weight"  # as in llama.cpp's own converter
+        stored = GGMLQuantizationType["F32" if is_full else kind]
+        if array.shape[-1] % GGML_QUANT_SIZES[stored][0]:  # rows that no whole number of blocks fills
+            stored = GGMLQuantizationType.F16
+        writer.add_tensor(theirs, quants.quantize(array, stored), raw_dtype=stored)
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[list[str], list[str], list[str]]:
+    """Tokens by id, their kinds, and merges, for llama.cpp's byte-level BPE.
+
+    A character of several bytes becomes a chain of merges from left to right. These cannot combine bytes of two
+    characters, because in UTF-8 only the first byte of a character looks like a first byte.
+
+    Raises:
+        ConversionError: The tokenizer is of another kind, or has no end-of-text token.
+    """
+    from gguf.vocab import bytes_to_unicode
+
+    if tokenizer.eos_token_id is None:
+        raise ConversionError("llama.cpp needs an end-of-text token, and this tokenizer has none")
+    units, merges = bpe_units(tokenizer)
+    if units is None:
+        raise ConversionError("the tokenizer is neither character-level nor byte-level BPE like GPT-2's")
+    alphabet, added = bytes_to_unicode(), tokenizer.added_tokens_decoder
+    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    tokens, kinds = [], []
+    for index in range(vocab_size):
+        token, kind = by_id.get(index), "NORMAL"
+        if token is None:  # a row of the embedding without a token
+            token, kind = f"[PAD{index}]", "UNUSED"
+        elif index in added:
+            kind = "CONTROL" if added[index].special else "USER_DEFINED"
+        elif units == "characters":
+            token = "".join(alphabet[byte] for byte in token.encode())
+            merges += [(token[:end], token[end]) for end in range(1, len(token))]
+        tokens.append(token)
+        kinds.append(kind)
+    # GGUF has no empty arrays: write one merge, of two bytes that never occur in UTF-8.
+    merges = list(dict.fromkeys(map(tuple, merges))) or [(alphabet[0xFE], alphabet[0xFF])]
+    return tokens, kinds, [" ".join(pair) for pair in merges]
+
+
+def gguf_logits(folder: Path, input_ids: torch.Tensor, model: GPTLiteForCausalLM) -> torch.Tensor:
+    # transformers' loader ignores the context length and head size in the file, so it gets the configuration.
+    settings = {"config": to_native(model).config, "dtype": torch.float32}
+    with quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_path(folder).name, **settings)
+    return logits_of(loaded, input_ids)
+
+
+def llama_cpp_logits(folder: Path, input_ids: torch.Tensor, model: GPTLiteForCausalLM) -> torch.Tensor:
+    """Logits by llama.cpp, with float32 keys and values, one token at a time.
+
+    Batches of 8-bit weights can crash it on CPUs with AMX (https://github.com/ggml-org/llama.cpp/issues/20824).
+
+    Raises:
+        ImportError: llama-cpp-python is not installed.
+    """
+    from llama_cpp import GGML_TYPE_F32, Llama
+
+    ids = input_ids[0].tolist()
+    cache = {"n_ctx": len(ids), "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
+    engine = Llama(str(gguf_path(folder)), **cache, n_batch=1, n_ubatch=1, logits_all=True, verbose=False)
+    engine.eval(ids)
+    return torch.tensor(engine.scores[: len(ids)])[None]
+
+
+ENGINES = (
+    Engine("transformers' GGUF loader", gguf_logits),
+    # llama.cpp takes GELU from a table in half precision, and multiplies half-precision weights in half precision.
+    Engine("llama.cpp", llama_cpp_logits, tolerance=1e-2, half_tolerance=5e-2, package="llama-cpp-python"),
+)

@@ -1,0 +1,170 @@
+"""Loading a saved model and its tokenizer, from a folder or the Hub, without running anybody's code.
+
+from modeling_gptlite.loading import load_pretrained
+
+model, tokenizer = load_pretrained("out/quickstart")
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from .errors import UserError
+from .hub import ADAPTER_CONFIG
+
+
+# What transformers raises for configuration values that are wrong; for names and files, too.
+CONFIGURATION_ERRORS = (ValueError, TypeError, AttributeError, StrictDataclassError)
+LOADING_ERRORS = (OSError, KeyError, SafetensorError, *CONFIGURATION_ERRORS)
+
+
+def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
+    """Load a causal language model and its tokenizer from a folder or the Hub.
+
+    No code from there is run, unless `trust_remote_code` is given. A folder that holds a LoRA adapter gives the base
+    model that it names, with the adapter attached.
+
+    Args:
+        name_or_path: Folder, or repository id on the Hub.
+        tokenizer: Folder or repository id of another tokenizer.
+        kwargs: For the model's `from_pretrained`.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        UserError: One of them cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import is_peft_available
+
+    if (Path(name_or_path) / ADAPTER_CONFIG).is_file() and not is_peft_available():
+        raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
+    check_folder(name_or_path)
+    check_shards(Path(name_or_path))
+    loaded_tokenizer = load_tokenizer(tokenizer or name_or_path)
+    kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
+    except RuntimeError as error:  # weights of other shapes than the config's
+        raise UserError(f"cannot load the model {name_or_path!r}: its weights do not fit its config.json") from error
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load the model {name_or_path!r}: {reason(error)}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        with contextlib.suppress(OSError):  # transformers has loaded the base model's
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+    return model, loaded_tokenizer
+
+
+def load_for_inference(name_or_path: str, device: str | None = None, dtype: str = "auto"):
+    """Load a model and its tokenizer to generate or evaluate: on a device, in evaluation mode, known to work.
+
+    Args:
+        device: Where the model goes. Default: the accelerator if there is one, else the CPU.
+        dtype: For `from_pretrained`; "auto" keeps the type of the saved weights.
+
+    Raises:
+        UserError: It cannot be loaded, does not fit on the device, or its `generation_config.json` is invalid.
+    """
+    model, tokenizer = load_pretrained(name_or_path, dtype=dtype)
+    model = _on_device(model, device)
+    check_generation(model, name_or_path)
+    return model, tokenizer
+
+
+def _on_device(model, device: str | None):
+    import torch
+
+    where = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    try:
+        if torch.device(where).type == "meta":
+            raise RuntimeError("it holds no data; allowed are cpu, cuda, mps and other devices that compute")
+        return model.to(where).eval()
+    except (RuntimeError, AssertionError) as error:  # an unknown device; one that this PyTorch is not built for
+        raise UserError(f"--device {where}: {error}") from error
+
+
+def check_generation(model, name_or_path: str) -> None:
+    """Generate one token, because transformers does not check the types in a `generation_config.json`.
+
+    Raises:
+        UserError: One of them is wrong.
+    """
+    import torch
+
+    token = torch.ones((1, 1), dtype=torch.long, device=model.device)
+    try:
+        model.generate(token, attention_mask=token, max_new_tokens=1)
+    except (*CONFIGURATION_ERRORS, RuntimeError) as error:
+        raise UserError(f"{name_or_path} cannot generate, check its generation_config.json: {error}") from error
+
+
+def load_tokenizer(name_or_path: str):
+    """Load a tokenizer from a folder or the Hub; no code from there is run."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer("a")  # some wrong values raise only here
+        return tokenizer
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load the tokenizer of {name_or_path!r}: {reason(error)}") from error
+
+
+def check_folder(name_or_path: str) -> None:
+    """Raise `UserError` if `name_or_path` is a path where no model is; a repository id passes."""
+    folder = Path(name_or_path)
+    if folder.is_file():
+        raise UserError(f"{name_or_path} is a file; give the folder of a model, or a repository id on the Hub")
+    if not folder.is_dir():
+        beside = sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parts[1:] else []
+        if beside or folder.is_absolute() or name_or_path[:1] in (".", "~") or len(folder.parts) > 2:
+            hint = f"; {folder.parent} holds {', '.join(beside)}" if beside else ""
+            raise UserError(f"no such folder: {name_or_path}{hint}")
+    elif not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        steps = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
+        hint = f"; its run is not finished: load {folder / f'checkpoint-{max(steps)}'}" if steps else ""
+        raise UserError(f"{name_or_path} is not the folder of a model: it has no config.json{hint}")
+
+
+def check_shards(folder: Path) -> None:
+    """Raise `UserError` if the index of a sharded model names a file outside its folder."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot load the model {str(folder)!r}: {index.name} is not an index of shards") from error
+    if outside:
+        raise UserError(f"cannot load the model {str(folder)!r}: {index.name} names a file elsewhere: {outside[0]}")
+
+
+def longest_text(model) -> int | None:
+    """Most tokens, prompt included, that `model` can generate; None if there is no limit (GPTLite's window moves)."""
+    from . import GPTLiteForCausalLM
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(base, GPTLiteForCausalLM):
+        return None
+    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
+
+
+def accept_older_transformers(folder: Path) -> None:
+    """Name a tokenizer class that transformers 4 also knows; version 5 writes a new name for the same class."""
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def reason(error: Exception) -> str:
+    """The message of a validation error without the lines that `StrictDataclassError` wraps around it."""
+    cause = error.__cause__ or error
+    return str(cause)

@@ -1,0 +1,69 @@
+"""The files of a Space on the Hub that serves a page for a model.
+
+files = space_files("static", Path("out/quickstart"), "user/name")
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import SpaceCardData
+
+from .website import PageError, write_website
+
+
+PACKAGE = Path(__file__).parents[1]
+APP = """from modeling_gptlite.page.app import launch
+from modeling_gptlite.page.tracing import load
+
+
+launch([load({model_id!r})])
+"""
+REQUIREMENTS = "torch\ntransformers>=5.17,<6\n"
+
+
+@dataclass(frozen=True)
+class SpaceKind:
+    """A way to serve the page: its main file, and its files as a function of the model's folder and Hub name."""
+
+    app_file: str
+    files: Callable[[Path, str], dict[str, bytes]]
+
+
+def space_files(sdk: str, model: Path, model_id: str) -> dict[str, bytes]:
+    """By path: everything that the Space consists of, its card included.
+
+    Args:
+        sdk: One of `SDKS`.
+        model: Folder of the model.
+        model_id: Its name on the Hub.
+
+    Raises:
+        UserError: There is no such kind of Space, or the model cannot be exported for the browser.
+    """
+    if sdk not in SDKS:
+        raise PageError(f"--space_sdk must be {' or '.join(SDKS)}, got {sdk!r}")
+    kind, title = SDKS[sdk], model_id.split("/")[-1]
+    data = SpaceCardData(title=title, sdk=sdk, app_file=kind.app_file, license="mit", models=[model_id])
+    card = f"---\n{data.to_yaml()}\n---\n\nA page to try [{model_id}](https://huggingface.co/{model_id}).\n"
+    return {"README.md": card.encode(), **kind.files(model, model_id)}
+
+
+def _gradio(model: Path, model_id: str) -> dict[str, bytes]:
+    """The app loads the published model with this package, which is part of the Space, so it runs no other code."""
+    sources = [*PACKAGE.glob("*.py"), *(path for path in PACKAGE.glob("page/*") if path.is_file())]
+    files = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in sorted(sources)}
+    return {"app.py": APP.format(model_id=model_id).encode(), "requirements.txt": REQUIREMENTS.encode(), **files}
+
+
+def _static(model: Path, model_id: str) -> dict[str, bytes]:
+    """The model is part of the Space, so the page shows this version of it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_website(str(model), folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+SDKS = {"gradio": SpaceKind("app.py", _gradio), "static": SpaceKind("index.html", _static)}

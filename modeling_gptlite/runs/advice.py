@@ -1,0 +1,42 @@
+"""What would make the next run better, from the losses of this one.
+
+print(advise(trainer.state.log_history))
+"""
+
+from typing import Any
+
+
+SMALL = 0.01  # nats per token: less than this is neither a rise nor a fall
+WIDE = 0.15  # nats per token between training and validation loss
+LATE = 0.75  # of the steps; what follows is the end of a run
+
+
+def advise(log_history: list[dict[str, Any]]) -> str | None:
+    """One sentence on what would help, by the first criterion that holds; None after fewer than three evaluations.
+
+    1. The last validation loss is more than `SMALL` above the lowest: overfitting.
+    2. It fell by more than `SMALL` in the last quarter of the steps: too few steps.
+    3. It is more than `WIDE` above the training loss: little text for the size of the model.
+    4. Otherwise the model has learned what it can.
+    """
+    losses = [(row["step"], row["eval_loss"]) for row in log_history if "eval_loss" in row]
+    training = [row["loss"] for row in log_history if "loss" in row]
+    if len(losses) < 3 or not training:
+        return None
+    steps, last = losses[-1]
+    best_step, best = min(losses, key=lambda pair: pair[1])
+    before = [loss for step, loss in losses if step <= LATE * steps][-1:] or [losses[0][1]]
+    gap = last - training[-1]
+    if last > best + SMALL:
+        return (
+            f"the validation loss rose by {last - best:.2f} after step {best_step:,}, which is overfitting: more text, "
+            "dropout or a smaller model would help, more steps would not"
+        )
+    if before[0] > last + SMALL:
+        return "the validation loss still fell at the end: more time would help"
+    if gap > WIDE:
+        return (
+            f"the validation loss no longer falls and is {gap:.2f} above the training loss: more text or dropout would "
+            "help"
+        )
+    return "the validation loss no longer falls and is close to the training loss: a larger model would help"

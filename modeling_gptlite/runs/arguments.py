@@ -1,0 +1,149 @@
+"""The settings of a run: three groups of arguments, each field a flag of `scripts.train` with its help.
+
+model, data, training, given = parse({"preset": "modern-1m", "train_file": "book.txt", "max_steps": 1000})
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from ..data.sources import SourceArguments
+from ..training.arguments import ArgumentError, CausalLMTrainingArguments
+from .recipes import as_flags
+
+
+@dataclass
+class ModelArguments:
+    """The model: a preset to train from scratch, or a saved model to continue or fine-tune."""
+
+    preset: str = field(
+        default="modern-1m",
+        metadata={
+            "help": "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m "
+            "or modern-124m."
+        },
+    )
+    model_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Fields of the preset to replace, as JSON: '{\"num_hidden_layers\": 8}'."},
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of a model to continue or fine-tune, instead of a preset."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "char, bpe or word to build one from the text, or the folder or Hub name of one. Default: the "
+            "model's own, else char."
+        },
+    )
+    vocab_size: int = field(default=1024, metadata={"help": "Tokens in a bpe or word vocabulary."})
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Rank of the LoRA matrices to train next to the weights of a saved model, which are frozen."},
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "LoRA's output is scaled by alpha / rank. Default: twice the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Probability of dropout on LoRA's input."})
+
+    def __post_init__(self):
+        if isinstance(self.model_overrides, Mapping):
+            self.model_overrides = json.dumps(self.model_overrides)
+        if self.lora_r is None and (self.lora_alpha is not None or self.lora_dropout):
+            raise ArgumentError("--lora_alpha and --lora_dropout need --lora_r")
+        rules = [
+            ("lora_r", self.lora_r is None or self.lora_r >= 1, "at least 1"),
+            ("lora_alpha", self.lora_alpha is None or self.lora_alpha >= 1, "at least 1"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "0 or more and below 1"),
+        ]
+        for name, is_right, allowed in rules:
+            if not is_right:
+                raise ArgumentError(f"--{name} must be {allowed}, got {getattr(self, name)}")
+        if self.lora_r is not None and self.model_name_or_path is None:
+            raise ArgumentError("--lora_r needs --model_name_or_path: LoRA fine-tunes a saved model")
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """The text, its context length, and the samples that are written."""
+
+    context_length: int | None = field(
+        default=None, metadata={"help": "Tokens per window. Default: the model's maximum."}
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "Language of the text for the card, en for example. Default: the source's."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the model for the card. Default: mit for a built-in source."}
+    )
+    sample_prompt: str | None = field(
+        default=None,
+        metadata={"help": "Prompt of the samples. Default: a newline, or the first validation prompt."},
+    )
+    eval_sample_length: int = field(
+        default=64, metadata={"help": "Tokens of the sample before training and at each evaluation; 0 for none."}
+    )
+    sample_length: int = field(default=500, metadata={"help": "Tokens of the sample at the end; 0 for none."})
+
+    def __post_init__(self):
+        if isinstance(self.train_file, str):
+            self.train_file = [self.train_file]
+        for name in ("eval_sample_length", "sample_length"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(f"--{name} must be 0 (none) or more, got {getattr(self, name)}")
+
+
+GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, CausalLMTrainingArguments)
+
+
+def defaults() -> dict[str, Any]:
+    """The default of every setting."""
+    return {
+        each.name: each.default_factory() if each.default_factory is not MISSING else each.default
+        for group in GROUPS
+        for each in fields(group)
+    }
+
+
+def changed(*groups: Any) -> dict[str, Any]:
+    """The settings in instances of `GROUPS` that differ from their defaults."""
+    pairs = [(group, type(group)()) for group in groups]
+    return {
+        each.name: getattr(group, each.name)
+        for group, default in pairs
+        for each in fields(group)
+        if getattr(group, each.name) != getattr(default, each.name)
+    }
+
+
+def parse(
+    settings: Mapping[str, Any],
+) -> tuple[ModelArguments, DataArguments, CausalLMTrainingArguments, dict[str, Any]]:
+    """The three groups of arguments from `settings`, and the values of those that were given.
+
+    Each setting is parsed as the flag of the same name, so that Python, a recipe and the command line accept the same.
+
+    Raises:
+        ArgumentError: A setting is unknown, or its value is not allowed.
+    """
+    for name in settings:
+        if name not in defaults():
+            nearest = difflib.get_close_matches(name, defaults(), n=1)
+            raise ArgumentError(f"unknown setting {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+    try:
+        model, data, training = _Parser(GROUPS, allow_abbrev=False).parse_args_into_dataclasses(as_flags(settings))
+    except (ValueError, TypeError) as error:  # raised by a dataclass for its values
+        raise ArgumentError(" ".join(str(error).split())) from error
+    values = {**vars(model), **vars(data), **vars(training)}
+    return model, data, training, {name: values[name] for name, value in settings.items() if value is not None}
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(message)

@@ -1,0 +1,193 @@
+"""Generating text with a saved model: one text while it is generated, or many in batches.
+
+model, tokenizer = load_for_inference("out/quickstart")
+stream(model, tokenizer, "ROMEO:", GenerationSettings(max_new_tokens=200), sys.stdout.write)
+texts = list(samples(model, tokenizer, "ROMEO:", GenerationSettings(temperature=0.8), count=10))
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from tokenization import describe_characters, unknown_characters
+
+from ..decoding import quantize_int8
+from ..engine import in_engine, load_fast
+from ..errors import UserError
+from ..loading import check_folder, check_generation, load_for_inference, load_tokenizer, longest_text
+
+
+ENGINES = ("auto", "torch", "onnx")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+BATCH = 64  # samples that are generated at the same time
+LARGEST_IN_ENGINE = 50_000_000  # parameters; a larger model takes longer to build than a text gains
+LOWEST_TEMPERATURE = 1e-6  # logits divided by less overflow
+
+
+@dataclass
+class GenerationSettings:
+    """How to generate."""
+
+    max_new_tokens: int = field(
+        default=500, metadata={"help": "Tokens to generate; a GPTLite model can go past its context length."}
+    )
+    greedy: bool = field(default=False, metadata={"help": "Always choose the most likely token instead of sampling."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Below 1: more predictable; above 1: more random. Default: the model's own."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Sample among this many most likely tokens; 0: all. Default: the model's own."}
+    )
+    top_p: float | None = field(
+        default=None,
+        metadata={"help": "Sample among the most likely tokens with this total probability. Default: the model's own."},
+    )
+    stop_at_eos: bool = field(default=False, metadata={"help": "Stop at the model's end-of-text token."})
+
+    def __post_init__(self):
+        rules = [
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            (
+                "temperature",
+                self.temperature is None or LOWEST_TEMPERATURE <= self.temperature < math.inf,
+                f"at least {LOWEST_TEMPERATURE} (--greedy chooses the most likely token)",
+            ),
+            ("top_k", self.top_k is None or self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ]
+        for name, is_right, allowed in rules:
+            if not is_right:
+                raise UserError(f"--{name} must be {allowed}, got {getattr(self, name)}")
+
+    def arguments(self, tokenizer) -> dict[str, Any]:
+        """The keyword arguments of `model.generate`; what is None comes from the model's `generation_config.json`."""
+        arguments: dict[str, Any]
+        if self.greedy:  # the defaults of what has no effect: transformers warns about other values
+            arguments = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        else:
+            arguments = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        arguments["eos_token_id"] = tokenizer.eos_token_id if self.stop_at_eos else None
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def load_generator(name_or_path: str, device: str | None = None, dtype: str = "auto", engine: str = "auto"):
+    """Load a model and its tokenizer to generate text.
+
+    Args:
+        device: Default: the accelerator if there is one, else the CPU.
+        dtype: One of `DTYPES`; int8 is for the CPU only.
+        engine: One of `ENGINES`. "auto" is ONNX Runtime where that is faster and gives the same text, else PyTorch.
+
+    Raises:
+        UserError: It cannot be loaded or quantized, or the engine cannot run it.
+    """
+    if engine == "onnx":
+        return _load_in_onnx(name_or_path, device, dtype)
+    model, tokenizer = load_for_inference(name_or_path, device, "float32" if dtype == "int8" else dtype)
+    if dtype == "int8":
+        try:
+            model = quantize_int8(model)
+        except ValueError as error:
+            raise UserError(f"--dtype int8: {error}") from error
+    if engine == "auto" and dtype != "int8":
+        model = _faster_if_equal(model)
+    return model, tokenizer
+
+
+def _load_in_onnx(name_or_path: str, device: str | None, dtype: str):
+    rules = [
+        ("--device cpu", device in (None, "cpu"), f"--device {device}"),
+        ("--dtype float32 or int8", dtype in ("auto", "float32", "int8"), f"--dtype {dtype}"),
+    ]
+    for allowed, is_right, given in rules:
+        if not is_right:
+            raise UserError(f"--engine onnx takes {allowed}, got {given}")
+    check_folder(name_or_path)
+    tokenizer = load_tokenizer(name_or_path)
+    model = load_fast(name_or_path, int8=dtype == "int8")
+    check_generation(model, name_or_path)
+    return model, tokenizer
+
+
+def _faster_if_equal(model):
+    """The model in ONNX Runtime if that is faster and writes the same text, else the model.
+
+    A seed must give the same text on every computer, with or without ONNX Runtime: so the engine computes in float32
+    here, as the model does, and its faster int8 is for those who ask for it.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if model.device.type != "cpu" or model.dtype != torch.float32 or parameters > LARGEST_IN_ENGINE:
+        return model
+    try:
+        fast = in_engine(model, int8=False)
+        check_generation(fast, model.name_or_path)
+    except UserError:  # another architecture, no kernels, no ONNX Runtime
+        return model
+    return fast
+
+
+def stream(model, tokenizer, prompt: str, settings: GenerationSettings, write: Callable[[str], Any]) -> None:
+    """Generate one text; `write` is called with the prompt, and then with each piece as soon as it is complete.
+
+    Raises:
+        UserError: The model cannot read the prompt.
+    """
+    streamer = _Streamer(tokenizer, write)
+    model.generate(**_arguments(model, tokenizer, prompt, settings), num_return_sequences=1, streamer=streamer)
+
+
+def samples(model, tokenizer, prompt: str, settings: GenerationSettings, count: int) -> Iterator[str]:
+    """Generate `count` texts that begin with the prompt, up to `BATCH` at the same time.
+
+    Raises:
+        UserError: The model cannot read the prompt.
+    """
+    arguments = _arguments(model, tokenizer, prompt, settings)
+    for done in range(0, count, BATCH):
+        outputs = model.generate(**arguments, num_return_sequences=min(BATCH, count - done))
+        yield from tokenizer.batch_decode(outputs, skip_special_tokens=True)
+
+
+def prompt_ids(model, tokenizer, prompt: str):
+    """The encoded prompt, `(1, tokens)` with its attention mask, on the model's device.
+
+    Raises:
+        UserError: The prompt has characters outside the vocabulary, is empty and the tokenizer has no token that begins
+            a text, or fills the context of a model that cannot go past it.
+    """
+    if unknown := unknown_characters(prompt, tokenizer):
+        raise UserError(f"the prompt has characters outside the model's vocabulary: {describe_characters(unknown)}")
+    if not prompt and tokenizer.bos_token is None:
+        raise UserError("the prompt is empty, and the model's tokenizer has no token that begins a text")
+    inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", add_special_tokens=False).to(model.device)
+    inputs.pop("token_type_ids", None)
+    longest, tokens = longest_text(model), inputs["input_ids"].shape[1]
+    if longest is not None and tokens >= longest:
+        raise UserError(f"the prompt has {tokens} tokens, which fill the model's context length of {longest}")
+    return inputs
+
+
+def tokens_to_generate(model, tokenizer, prompt: str, max_new_tokens: int) -> int:
+    """`max_new_tokens`, or fewer if the model cannot go past its context length."""
+    longest = longest_text(model)
+    if longest is None:
+        return max_new_tokens
+    return min(max_new_tokens, longest - prompt_ids(model, tokenizer, prompt)["input_ids"].shape[1])
+
+
+class _Streamer(TextStreamer):
+    def __init__(self, tokenizer, write: Callable[[str], Any]):
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self.write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False):
+        self.write(f"{text}\n" if stream_end else text)
+
+
+def _arguments(model, tokenizer, prompt: str, settings: GenerationSettings) -> dict[str, Any]:
+    length = tokens_to_generate(model, tokenizer, prompt, settings.max_new_tokens)
+    return {**prompt_ids(model, tokenizer, prompt), **settings.arguments(tokenizer), "max_new_tokens": length}

@@ -1,0 +1,166 @@
+"""What makes two runs the same run, and so from which checkpoint a run may resume.
+
+identity = identify(given, training_args, facts, tokenizer, model)
+checkpoint = find_checkpoint(training_args, report=print)
+check_same_run(checkpoint, identity, report=print)
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from tokenization import tokenizer_state
+
+from ..errors import UserError
+from ..training.arguments import CausalLMTrainingArguments
+from ..training.checkpointing import Checkpoints
+from ..training.hardware import precision
+from .arguments import defaults
+from .record import RUN_FILE, plain
+
+
+# Why a setting may change when a run is resumed, and which: names and patterns. All other settings must stay the same.
+MAY_CHANGE: dict[str, tuple[str, ...]] = {
+    "where the run is stored and uploaded": ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_*"),
+    "where the text comes from; its sha256 is compared": (
+        *("train_file", "dataset", "dataset_config", "text_column", "streaming"),
+    ),
+    "how the number of steps is given; the number is compared": ("max_steps", "num_train_epochs"),
+    "how the precision is given; the precision is compared": ("precision", "bf16", "fp16"),
+    "how the windows of a step are spread; their number is compared": (
+        *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    ),
+    "how a step is computed, not what": (
+        *("use_cpu", "torch_compile", "fsdp", "fsdp_config", "deepspeed", "accelerator_config", "parallelism_config"),
+        *("ddp_*", "dataloader_*", "gradient_checkpointing*", "activation_checkpointing*"),
+        "per_device_eval_batch_size",
+    ),
+    "what is saved, not what is trained": (
+        *("save_total_limit", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    ),
+    "what the model card says": ("language", "license"),
+    "samples, which do not touch the random numbers of training": (
+        *("sample_prompt", "sample_length", "eval_sample_length"),
+    ),
+    "logging": ("log*", "report_to", "run_name", "disable_tqdm", "trackio_*"),
+}
+# Facts with the name of a setting: the value that it resolved to.
+RESOLVED = ("max_steps", "precision")
+
+
+class ResumeError(UserError, ValueError):
+    """The output folder or a checkpoint belongs to another run, or there is none to resume from."""
+
+
+def may_change(name: str) -> bool:
+    """Whether a run may be resumed with another value of this setting."""
+    return any(fnmatch(name, pattern) for patterns in MAY_CHANGE.values() for pattern in patterns)
+
+
+def identify(
+    given: Mapping[str, Any], args: CausalLMTrainingArguments, facts: Mapping[str, Any], tokenizer, model
+) -> dict[str, Any]:
+    """What makes a run this run: the settings that must not change, and facts about text, tokenizer, model and steps.
+
+    Args:
+        given: The settings that were given, by name; the others have their defaults.
+        facts: What `run.json` says about the data.
+    """
+    return plain(
+        {
+            **{name: value for name, value in given.items() if not may_change(name)},
+            "text (sha256)": facts["sha256"],
+            "tokenizer (sha256)": hashlib.sha256(tokenizer_state(tokenizer).encode()).hexdigest(),
+            "tokens to train and validate": [facts["train_tokens"], facts["validation_tokens"]],
+            "context_length": facts["context_length"],
+            "parameters": model.num_parameters(),
+            "max_steps": args.max_steps,
+            "windows per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "precision": precision(args),
+        }
+    )
+
+
+def differences(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """How two identities differ, as `name was X and is now Y`; a setting that one lacks has its default there."""
+    default, found = plain(defaults()), []
+    for name in dict.fromkeys([*recorded, *identity]):
+        before, now = (run.get(name, default.get(name)) for run in (recorded, identity))
+        if before != now and (name in RESOLVED or not may_change(name)):
+            found.append(f"{name} was {before} and is now {now}")
+    return found
+
+
+def check_output_dir(args: CausalLMTrainingArguments) -> None:
+    """Raise `ResumeError` if the output folder cannot be used as `resume_from_checkpoint` says.
+
+    Normalizes `args.resume_from_checkpoint` to "auto", "true", "false" or a path.
+    """
+    output_dir, resume = Path(str(args.output_dir)), str(args.resume_from_checkpoint or "false")
+    for path in (output_dir, *output_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise ResumeError(f"{path} is not a folder; choose another --output_dir")
+    nearest = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ResumeError(f"cannot write in {nearest}: it is read-only; choose another --output_dir")
+    if resume.lower() not in ("auto", "true", "false"):
+        if not os.path.isdir(resume):
+            raise ResumeError(f"{resume} is not a checkpoint; --resume_from_checkpoint takes auto, true, false or one")
+        args.resume_from_checkpoint = resume
+        return
+    args.resume_from_checkpoint = resume.lower()
+    with Checkpoints(output_dir).locked() if args.process_index == 0 else contextlib.nullcontext():
+        checkpoints = Checkpoints(output_dir).all()
+    if resume.lower() == "true":
+        if not checkpoints:
+            raise ResumeError(f"there is no checkpoint to resume from in {output_dir}")
+    elif (output_dir / RUN_FILE).exists():
+        raise ResumeError(f"{output_dir} holds a finished run; choose another --output_dir, or delete the folder")
+    elif resume.lower() == "false" and checkpoints:
+        raise ResumeError(
+            f"{output_dir} holds an unfinished run; resume it with --resume_from_checkpoint auto, choose another "
+            "--output_dir, or delete the folder"
+        )
+
+
+def find_checkpoint(args: CausalLMTrainingArguments, report: Callable[[str], None]) -> Path | None:
+    """The undamaged checkpoint to resume from; None to train from the first step.
+
+    Raises:
+        ResumeError: The one that `resume_from_checkpoint` names is damaged.
+        CheckpointError: All checkpoints of the output folder are damaged.
+    """
+    checkpoints = Checkpoints(str(args.output_dir))
+    found: list[Path | None] = [None]
+    if args.process_index == 0 and args.resume_from_checkpoint in ("auto", "true"):
+        with checkpoints.locked():
+            found = [checkpoints.newest(report)]
+    elif args.process_index == 0 and args.resume_from_checkpoint != "false":
+        named = Path(str(args.resume_from_checkpoint))
+        if reason := checkpoints.damage(named):
+            raise ResumeError(f"{named} is not an intact checkpoint: {reason}")
+        found = [named]
+    if args.world_size > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def check_same_run(checkpoint: Path | None, identity: Mapping[str, Any], report: Callable[[str], None]) -> None:
+    """Report from which checkpoint the run `identity` resumes; None is allowed, and not reported.
+
+    Raises:
+        ResumeError: The checkpoint belongs to another run; the message lists the differences.
+    """
+    if checkpoint is None:
+        return
+    if different := differences(Checkpoints.recorded_run(checkpoint), identity):
+        raise ResumeError(
+            f"{checkpoint} belongs to another run: {'; '.join(different)}; restore that, or choose another --output_dir"
+        )
+    report(f"resuming from {checkpoint.name}")

@@ -1,0 +1,389 @@
+"""The Trainer's arguments, with defaults for small language models: each argument acts or is refused.
+
+args = CausalLMTrainingArguments("out/model", max_steps=1000, optimizer="muon")
+"""
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import integration_utils
+from transformers.utils import is_liger_kernel_available
+
+from ..errors import UserError
+from .hardware import multiplies_bf16
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument has a value that is not allowed, or that would have no effect."""
+
+
+# ---- What happens to each argument ---------------------------------------------------------------------------------
+
+
+# Every value acts, or is refused by `_RULES` or by transformers.
+_HONOURED = """
+    output_dir resume_from_checkpoint seed full_determinism debug
+    optimizer muon_learning_rate precision min_learning_rate_ratio short_context short_context_fraction minutes
+    per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
+    optim optim_args optim_target_modules max_grad_norm label_smoothing_factor neftune_noise_alpha
+    average_tokens_across_devices bf16 fp16 tf32 use_cpu torch_compile torch_compile_backend torch_compile_mode
+    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
+    use_liger_kernel liger_kernel_config use_cache torch_empty_cache_steps
+    logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica disable_tqdm
+    include_num_input_tokens_seen skip_memory_metrics
+    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+    eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
+    save_strategy save_steps save_on_each_node save_total_limit restore_callback_states_from_checkpoint
+    load_best_model_at_end metric_for_best_model greater_is_better
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    accelerator_config parallelism_config fsdp fsdp_config deepspeed local_rank
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
+    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context
+"""
+HONOURED = frozenset(_HONOURED.split())
+
+# Only this value is allowed, and this is why. Where it is not the Trainer's default, it is set here; the reason is the
+# argument's `--help`.
+FIXED: dict[str, tuple[Any, str]] = {
+    "do_train": (True, "Always true: this trains."),
+    "do_eval": (True, "Always true: the finished model is evaluated; --eval_strategy says when else."),
+    "do_predict": (False, "Always false: there is no test split."),
+    "remove_unused_columns": (False, "Always false: batches hold what the model reads."),
+    "train_sampling_strategy": ("sequential", "Always sequential: the windows are in random order already."),
+    "data_seed": (None, "Not used: windows are drawn from --seed."),
+    "length_column_name": ("length", "Not used: windows are not grouped by length."),
+    "label_names": (None, "Not used: the labels are the next tokens."),
+    "ignore_data_skip": (False, "Always false: a resumed run must see the windows after the checkpoint's."),
+    "dataloader_drop_last": (False, "Always false: the validation loss counts the last batch too."),
+    "dataloader_in_order": (True, "Always true: a resumed run must see the same windows in the same steps."),
+    "auto_find_batch_size": (
+        False,
+        "Always false: it would change the number of windows in a step; lower --per_device_train_batch_size and raise "
+        "--gradient_accumulation_steps instead.",
+    ),
+    "save_only_model": (False, "Always false: without the state of the optimizer a run cannot be resumed exactly."),
+    "enable_jit_checkpoint": (False, "Always false: SIGTERM saves a checkpoint and ends training without it."),
+    "logging_nan_inf_filter": (False, "Always false: a loss that is not finite ends training."),
+    "prediction_loss_only": (True, "Always true: evaluation computes the loss and keeps no predictions."),
+    "bf16_full_eval": (False, "Always false: evaluation uses --precision, the final one fp32."),
+    "fp16_full_eval": (False, "Always false: evaluation uses --precision, the final one fp32."),
+    "eval_accumulation_steps": (None, "Not used: evaluation keeps no predictions."),
+    "eval_do_concat_batches": (True, "Always true: evaluation keeps no predictions."),
+    "eval_use_gather_object": (False, "Always false: evaluation keeps no predictions."),
+    "batch_eval_metrics": (False, "Always false: evaluation computes the loss only."),
+    "include_for_metrics": ([], "Always empty: evaluation computes the loss only."),
+}
+
+_TRAINERS = {field.name: field for field in fields(TrainingArguments)}
+_FixedArguments: Any = make_dataclass(
+    "_FixedArguments",
+    [
+        (name, _TRAINERS[name].type, field(default_factory=list, metadata={"help": reason}))
+        if value == []
+        else (name, _TRAINERS[name].type, field(default=value, metadata={"help": reason}))
+        for name, (value, reason) in FIXED.items()
+        if name in _TRAINERS
+    ],
+    bases=(TrainingArguments,),
+)
+
+
+def _default(argument) -> Any:
+    return argument.default_factory() if callable(argument.default_factory) else argument.default
+
+
+# ---- The arguments -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CausalLMTrainingArguments(_FixedArguments):
+    """The Trainer's arguments with other defaults, and seven more.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed, or that would have no effect.
+    """
+
+    output_dir: str = field(default="out/model", metadata={"help": "Folder for the model and its checkpoints."})
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "auto: resume the unfinished run in the output folder if there is one. true: there must be one. "
+            "false: there must be none. Or the folder of a checkpoint."
+        },
+    )
+    optimizer: Literal["adamw", "muon", "trainer"] = field(
+        default="adamw",
+        metadata={
+            "help": "adamw: with weight decay for matrices and embeddings, as in nanoGPT. muon: Muon for the hidden "
+            "matrices, AdamW for all other parameters. trainer: the one that --optim names."
+        },
+    )
+    muon_learning_rate: float = field(
+        default=0.02, metadata={"help": "Peak learning rate of Muon; that of AdamW is --learning_rate."}
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto",
+        metadata={"help": "Of the forward and backward pass. auto: bf16 if the hardware multiplies it, else fp32."},
+    )
+    min_learning_rate_ratio: float = field(
+        default=0.1,
+        metadata={"help": "The cosine schedule ends at this fraction of the peak learning rates."},
+    )
+    short_context: int | None = field(
+        default=None,
+        metadata={"help": "Sequence-length warm-up: early in training, windows are cut into pieces of so many tokens."},
+    )
+    short_context_fraction: float = field(
+        default=0.6, metadata={"help": "Fraction of the steps that --short_context applies to."}
+    )
+    minutes: float | None = field(
+        default=None,
+        metadata={"help": "Instead of --max_steps: as many steps as take this time, with evaluations and checkpoints."},
+    )
+
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per step on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows per evaluation batch."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of all matrices."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "Decay rate of AdamW's second moment."})
+    lr_scheduler_type: str = field(
+        default="cosine_with_min_lr", metadata={"help": "Learning rate schedule, by its name in transformers."}
+    )
+    warmup_steps: float = field(
+        default=100, metadata={"help": "Steps of learning rate warm-up; below 1, a fraction of all steps."}
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_steps: float = field(
+        default=250, metadata={"help": "Steps between evaluations of the whole validation split."}
+    )
+    save_strategy: str = field(
+        default="steps", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
+    )
+    save_steps: float = field(default=250, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints to keep; the best one is always kept."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Save the weights with the lowest validation loss, not the last."}
+    )
+    metric_for_best_model: str | None = field(
+        default="loss", metadata={"help": "Which metric selects the best weights: loss, the only one there is."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logged training losses."})
+    disable_tqdm: bool | None = field(
+        default=True, metadata={"help": "Do not show the Trainer's progress bar beside the status line."}
+    )
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else the Trainer looks for a GPU, and refuses bf16
+        _check_fixed(self)
+        _check_rules(self)
+        _choose(self)
+        try:
+            super().__post_init__()
+        except (ImportError, KeyError, NotImplementedError, OSError, TypeError, ValueError) as error:
+            raise ArgumentError(" ".join(str(error).split())) from error
+        _check_resolved(self)
+
+
+def _launched_precision() -> str:
+    """`--mixed_precision` of `accelerate launch`, which the Trainer would use whatever `precision` says."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def _choose(args) -> None:
+    """Replace `auto` and None by what suits this hardware and these models."""
+    if args.precision == "auto" and (launched := _launched_precision()) in ("bf16", "fp16"):
+        setattr(args, launched, True)
+    if args.precision == "auto" and not (args.bf16 or args.fp16):
+        device = None if args.use_cpu else torch.accelerator.current_accelerator()
+        args.bf16 = multiplies_bf16(device.type if device else "cpu")
+    elif args.precision != "auto":
+        args.bf16, args.fp16 = args.precision == "bf16", args.precision == "fp16"
+    if args.lr_scheduler_type == "cosine_with_min_lr" and not args.lr_scheduler_kwargs:
+        args.lr_scheduler_kwargs = {"min_lr_rate": args.min_learning_rate_ratio}
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # there are none, and looking for them costs time at each step
+    if torch.cuda.is_available() and not args.use_cpu and args.accelerator_config is None:
+        args.accelerator_config = {"non_blocking": True}  # else each copied batch waits for the step before it
+
+
+# ---- Checks --------------------------------------------------------------------------------------------------------
+
+
+def check_arguments(args: CausalLMTrainingArguments) -> None:
+    """Check all arguments again, after some were assigned to.
+
+    Raises:
+        ArgumentError: One has a value that is not allowed, or that would have no effect.
+    """
+    _check_fixed(args)
+    _check_rules(args)
+    _check_resolved(args)
+
+
+def _check_fixed(args) -> None:
+    for name, (value, reason) in FIXED.items():
+        if getattr(args, name, value) != value:
+            raise ArgumentError(f"--{name} cannot be {getattr(args, name)}. {reason}")
+
+
+def _at_least(lowest: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: lowest <= value < math.inf, f"at least {lowest}"
+
+
+def _above(lowest: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: lowest < value < math.inf, f"above {lowest}"
+
+
+def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in names, f"one of {', '.join(names)}"
+
+
+# What the value of one argument must be; None is always allowed.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "per_device_train_batch_size": _at_least(1),
+    "per_device_eval_batch_size": _at_least(1),
+    "gradient_accumulation_steps": _at_least(1),
+    "learning_rate": _at_least(0),
+    "muon_learning_rate": _at_least(0),
+    "weight_decay": _at_least(0),
+    "adam_beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "adam_beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "adam_epsilon": _above(0),
+    "max_grad_norm": _at_least(0),
+    "warmup_steps": _at_least(0),
+    "min_learning_rate_ratio": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "label_smoothing_factor": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "neftune_noise_alpha": _at_least(0),
+    "short_context": _at_least(1),
+    "minutes": _above(0),
+    "short_context_fraction": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "seed": (lambda value: 0 <= value < 1 << 32, "between 0 and 4,294,967,295"),
+    "eval_steps": _above(0),
+    "eval_delay": _at_least(0),
+    "save_steps": _above(0),
+    "logging_steps": _above(0),
+    "dataloader_num_workers": _at_least(0),
+    "dataloader_prefetch_factor": _at_least(1),
+    "dataloader_multiprocessing_context": _one_of(*multiprocessing.get_all_start_methods()),
+    "torch_compile_mode": _one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "metric_for_best_model": _one_of("loss", "eval_loss"),
+    "greater_is_better": (lambda value: not value, "false: a lower loss is better"),
+    "hub_strategy": _one_of("end", "every_save"),  # the others would upload the state of the optimizer
+}
+
+# What must hold between arguments; the message says what to do.
+_RULES: list[tuple[Callable[[Any], bool], str]] = [
+    (
+        lambda args: args.max_steps > 0 or 0 < args.num_train_epochs < math.inf,
+        "--num_train_epochs must be above 0, got {num_train_epochs}; or give --max_steps",
+    ),
+    (
+        lambda args: args.precision == "auto" or not (args.bf16 or args.fp16) or getattr(args, args.precision, False),
+        "--precision {precision} contradicts --bf16 {bf16} and --fp16 {fp16}; give only one of them",
+    ),
+    (
+        lambda args: _launched_precision() == "no" or args.precision in ("auto", _launched_precision()),
+        "--precision {precision} contradicts --mixed_precision of accelerate launch; leave out one of them",
+    ),
+    (
+        lambda args: not (args.use_cpu and (args.fp16 or args.precision == "fp16")),
+        "fp16 does not train on a CPU; give --precision bf16 or fp32",
+    ),
+    (
+        lambda args: args.optimizer in ("adamw", "muon", "trainer"),
+        "--optimizer must be one of adamw, muon, trainer, got {optimizer}",
+    ),
+    (
+        lambda args: args.optimizer == "trainer" or args.optim == _default(_TRAINERS["optim"]),
+        "--optim {optim} needs --optimizer trainer; with --optimizer {optimizer} it has no effect",
+    ),
+    (
+        lambda args: args.optimizer == "trainer" or not (args.optim_args or args.optim_target_modules),
+        "--optim_args and --optim_target_modules need --optimizer trainer",
+    ),
+    (
+        lambda args: (
+            args.min_learning_rate_ratio == 0.1
+            or (
+                args.lr_scheduler_type == "cosine_with_min_lr"
+                and args.lr_scheduler_kwargs in (None, {"min_lr_rate": args.min_learning_rate_ratio})
+            )
+        ),
+        "--min_learning_rate_ratio needs --lr_scheduler_type cosine_with_min_lr and no --lr_scheduler_kwargs",
+    ),
+    (
+        lambda args: not args.use_liger_kernel or is_liger_kernel_available(),
+        "--use_liger_kernel needs a package that is not installed; pip install liger-kernel",
+    ),
+    (
+        lambda args: args.minutes is None or not args.deepspeed,
+        "--minutes cannot measure the speed of --deepspeed; give --max_steps",
+    ),
+    (
+        lambda args: not args.fsdp or int(os.environ.get("WORLD_SIZE", 1)) > 1,
+        "--fsdp needs several processes; start them with torchrun or accelerate launch",
+    ),
+]
+
+
+def _check_rules(args) -> None:
+    for name, (is_right, allowed) in _VALUES.items():
+        value = getattr(args, name)
+        if value is not None and not is_right(value):
+            raise ArgumentError(f"--{name} must be {allowed}, got {getattr(value, 'value', value)}")
+    for holds, message in _RULES:
+        if not holds(args):
+            values = {name: getattr(value, "value", value) for name, value in vars(args).items()}
+            raise ArgumentError(message.format(**values))
+
+
+def _check_resolved(args) -> None:
+    """Checks of what transformers made of the arguments."""
+    _check_reports(args.report_to)
+    _check_schedule(args)
+    if args.optimizer == "trainer":
+        _check_optim(args)
+    if args.torch_compile_backend not in (None, *(backends := torch.compiler.list_backends())):
+        raise ArgumentError(f"--torch_compile_backend must be one of {', '.join(backends)}")
+    if args.accelerator_config.split_batches and args.world_size > 1:
+        raise ArgumentError(
+            "--accelerator_config cannot have split_batches: --per_device_train_batch_size is for each process"
+        )
+
+
+def _check_reports(report_to: list[str]) -> None:
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in report_to:
+        if name not in known:
+            raise ArgumentError(f"--report_to {name}: unknown; allowed are none, all, {', '.join(sorted(known))}")
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise ArgumentError(f"--report_to {name}: it is not installed; pip install {name}")
+
+
+def _check_schedule(args) -> None:
+    """Build the schedule for one parameter: unknown or missing `lr_scheduler_kwargs` show before training."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, args.lr_scheduler_kwargs)
+    except (AttributeError, TypeError, ValueError) as error:
+        name = args.lr_scheduler_type.value
+        raise ArgumentError(f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs} for {name}: {error}") from error
+
+
+def _check_optim(args) -> None:
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, TypeError, ValueError) as error:
+        if "pass a" not in str(error):  # "You need to pass a model": there is none yet
+            raise ArgumentError(f"--optim {args.optim.value}: {error}") from error

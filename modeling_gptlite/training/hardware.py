@@ -1,0 +1,65 @@
+"""What depends on the hardware is chosen here: precision, attention, the arithmetic of the optimizer.
+
+facts = hardware_facts(args, context=256)
+print(describe(facts))  # bf16, not compiled, 1 x cpu
+"""
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from .attention import SHORT_WINDOWS
+
+
+_SHORT = 256  # tokens of a window up to which eager attention trains faster than the fused kernel, on a CPU in bf16
+
+
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether the hardware itself multiplies bf16, instead of converting it to fp32 and back."""
+    if device_type == "cpu":
+        # The flags are those of the processor; ATEN_CPU_CAPABILITY=avx2 makes PyTorch use less than it has.
+        in_use = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        return in_use and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 emulates it, slower than fp32
+    return is_torch_bf16_gpu_available()
+
+
+def newton_schulz_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of Muon's matrix products. Where bf16 is not in hardware, fp32 is 2 to 4 times faster."""
+    return torch.bfloat16 if multiplies_bf16(device.type) else torch.float32
+
+
+def precision(args: TrainingArguments) -> str:
+    """Of the forward and backward pass: bf16, fp16 or fp32."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+
+
+def training_attention(args: TrainingArguments, context: float) -> str | None:
+    """The attention to train windows of `context` tokens with; None for the model's own.
+
+    On a CPU in bf16, the backward pass of the fused kernel takes twice as long as eager attention on short windows.
+    """
+    is_slow = args.device.type == "cpu" and args.bf16 and not args.torch_compile and context <= _SHORT
+    return SHORT_WINDOWS if is_slow else None
+
+
+def hardware_facts(args: TrainingArguments, context: float) -> dict[str, Any]:
+    """All choices, in plain values for `run.json`."""
+    return {
+        "precision": precision(args),
+        "attention": training_attention(args, context) or "the model's",
+        "compiled": args.torch_compile,
+        "muon_dtype": str(newton_schulz_dtype(args.device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processes": args.world_size,
+        "device": args.device.type,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The choices that a user may want to change, in one line."""
+    compiled = "compiled" if facts["compiled"] else "not compiled"
+    return f"{facts['precision']}, {compiled}, {facts['processes']} x {facts['device']}"

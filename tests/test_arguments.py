@@ -1,0 +1,149 @@
+"""The Trainer's arguments: each one acts, is set with a reason, or is refused in one line."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from helpers import refused, tiny_model, trainer_for
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from modeling_gptlite.training.arguments import (
+    FIXED,
+    HONOURED,
+    ArgumentError,
+    CausalLMTrainingArguments,
+    check_arguments,
+)
+from modeling_gptlite.training.trainer import CausalLMTrainer
+from scripts import train
+
+
+NAMES = [field.name for field in fields(CausalLMTrainingArguments)]
+
+
+def test_every_argument_is_classified():
+    new = set(NAMES) - HONOURED - FIXED.keys()
+    assert not new, f"transformers has new arguments, {new}: read what they do, then add them to training/arguments.py"
+    assert not HONOURED & FIXED.keys()
+
+
+def test_the_help_of_a_fixed_argument_is_the_reason():
+    help_texts = {field.name: field.metadata["help"] for field in fields(CausalLMTrainingArguments)}
+    assert all(help_texts[name] == reason for name, (_, reason) in FIXED.items())
+
+
+def other_value(name):
+    value, _ = FIXED[name]
+    return {"data_seed": 1, "label_names": ["x"], "eval_accumulation_steps": 4, "include_for_metrics": ["inputs"]}.get(
+        name, (not value) if isinstance(value, bool) else "another"
+    )
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_another_value_of_a_fixed_argument_is_refused(name, tmp_path):
+    value, reason = FIXED[name]
+    CausalLMTrainingArguments(str(tmp_path), **{name: value})
+    with pytest.raises(ArgumentError) as caught:
+        CausalLMTrainingArguments(str(tmp_path), **{name: other_value(name)})
+    assert f"--{name} cannot be {other_value(name)}. {reason}" == str(caught.value)
+
+
+# What was given -> words of the error.
+MISTAKES = {
+    "optimizer": ({"optim": "sgd"}, "--optim sgd needs --optimizer trainer"),
+    "its settings": ({"optim_args": "a=1"}, "need --optimizer trainer"),
+    "galore": ({"optimizer": "trainer", "optim": "galore_adamw"}, "--optim galore_adamw: You need to install"),
+    "bitsandbytes": ({"optimizer": "trainer", "optim": "adamw_8bit"}, "--optim adamw_8bit: You need to install"),
+    "unknown optimizer": ({"optimizer": "trainer", "optim": "adam"}, "adam is not a valid OptimizerNames"),
+    "deepspeed": ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed"),
+    "deepspeed and minutes": ({"deepspeed": {"stage": 2}, "minutes": 5.0}, "cannot measure the speed of --deepspeed"),
+    "liger": ({"use_liger_kernel": True}, "pip install liger-kernel"),
+    "fsdp": ({"fsdp": "full_shard"}, "--fsdp needs several processes"),
+    "compile mode": ({"torch_compile_mode": "bogus"}, "--torch_compile_mode must be one of default, reduce-overhead"),
+    "compile backend": ({"torch_compile_backend": "bogus"}, "--torch_compile_backend must be one of"),
+    "metric": ({"metric_for_best_model": "perplexity"}, "must be one of loss, eval_loss, got perplexity"),
+    "greater": ({"greater_is_better": True}, "--greater_is_better must be false"),
+    "workers": ({"dataloader_num_workers": -1}, "--dataloader_num_workers must be at least 0, got -1"),
+    "start method": ({"dataloader_multiprocessing_context": "x"}, "must be one of fork"),
+    "schedule": ({"lr_scheduler_kwargs": {"bogus": 1}}, "for cosine_with_min_lr: "),
+    "schedule not a dict": ({"lr_scheduler_kwargs": "bogus"}, "--lr_scheduler_kwargs bogus"),
+    "schedule's floor": ({"lr_scheduler_type": "linear", "min_learning_rate_ratio": 0.5}, "needs --lr_scheduler_type"),
+    "two floors": (
+        {"min_learning_rate_ratio": 0.5, "lr_scheduler_kwargs": {"min_lr": 0.1}},
+        "no --lr_scheduler_kwargs",
+    ),
+    "neftune": ({"neftune_noise_alpha": -1.0}, "--neftune_noise_alpha must be at least 0, got -1.0"),
+    "smoothing": ({"label_smoothing_factor": 1.5}, "--label_smoothing_factor must be at least 0 and below 1"),
+    "clipping": ({"max_grad_norm": -1.0}, "--max_grad_norm must be at least 0"),
+    "not a number": ({"learning_rate": float("nan")}, "--learning_rate must be at least 0, got nan"),
+    "two precisions": ({"precision": "fp32", "bf16": True}, "--precision fp32 contradicts --bf16 True"),
+    "fp16": ({"precision": "fp16"}, "fp16 does not train on a CPU"),
+    "fp16 flag": ({"fp16": True}, "fp16 does not train on a CPU"),
+    "hub strategy": ({"hub_strategy": "all_checkpoints"}, "--hub_strategy must be one of end, every_save"),
+    "no such file": ({"accelerator_config": "nowhere.json"}, "nowhere.json"),
+    "no such field": ({"accelerator_config": {"bogus": 1}}, "bogus"),
+    "reports": ({"report_to": "tensorbord"}, "--report_to tensorbord: unknown; allowed are none, all"),
+}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU trains in fp16")
+@pytest.mark.parametrize(("given", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_what_cannot_act_is_refused_in_one_line(given, told, tmp_path):
+    with pytest.raises(ArgumentError) as caught:
+        CausalLMTrainingArguments(str(tmp_path / "run"), **given)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_precision_of_accelerate_launch_is_used_or_contradicted(tmp_path, monkeypatch):
+    """The Trainer reads it from the environment, also where --precision says otherwise."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert CausalLMTrainingArguments(str(tmp_path)).bf16
+    with pytest.raises(ArgumentError, match="--precision fp32 contradicts --mixed_precision of accelerate launch"):
+        CausalLMTrainingArguments(str(tmp_path), precision="fp32")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert CausalLMTrainingArguments(str(tmp_path), precision="fp32").mixed_precision == "no"
+
+
+def test_a_command_says_it_before_it_reads_anything(tmp_path, capsys):
+    flags = ["--train_file=nowhere.txt", f"--output_dir={tmp_path / 'x'}"]
+    refused(train.main, *flags, "--data_seed=1", capsys=capsys, told=["--data_seed cannot be 1", "--seed"])
+    refused(train.main, *flags, "--do_train=false", capsys=capsys, told=["--do_train cannot be False"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_arguments_that_were_assigned_to_are_checked_again(tmp_path):
+    args = CausalLMTrainingArguments(str(tmp_path))
+    check_arguments(args)
+    args.dataloader_drop_last = True
+    with pytest.raises(ArgumentError, match="dataloader_drop_last"):
+        CausalLMTrainer(tiny_model("modern-1m"), args)
+
+
+@pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics"])
+def test_what_the_trainer_would_not_call_is_refused(name, tmp_path):
+    with pytest.raises(ArgumentError, match=f"{name} would not be called"):
+        trainer_for(tiny_model("modern-1m"), tmp_path, trainer={name: print})
+
+
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=65, n_positions=32, n_embd=32, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize("build", [gpt2, lambda: tiny_model("modern-1m")], ids=["GPT-2", "GPTLite"])
+def test_label_smoothing_learns_the_next_token_not_the_one_after(build, tmp_path):
+    """The Trainer's own smoothing shifts labels that are shifted already, for the classes that transformers lists."""
+    trainer = trainer_for(build(), tmp_path, steps=60, learning_rate=1e-2, label_smoothing_factor=0.05)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 2
+
+
+def test_a_dashboard_that_is_not_installed_or_unknown_is_named(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    flags = [f"--train_file={text_file}", f"--output_dir={tmp_path / 'x'}"]
+    refused(train.main, *flags, "--report_to=wandb", capsys=capsys, told=["wandb", "pip install wandb"])
+    refused(train.main, *flags, "--report_to=tensorbord", capsys=capsys, told=["tensorbord", "tensorboard"])
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,170 @@
+"""`runs/build.py`: new models, saved models that learn new characters, models of other classes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import (
+    TEXT,
+    call,
+    refused,
+    results,
+    run_python,
+    tiny_model,
+    train_tiny,
+)
+from safetensors.torch import load_file
+from transformers import (
+    AutoTokenizer,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from modeling_gptlite.runs.build import grow_vocabulary
+from scripts import generate, train
+from tokenization import build_char_tokenizer, encode_corpus
+
+
+NEW_TEXT = TEXT.replace("bottles", "Flaschen für Zoë") * 2
+
+
+@pytest.fixture(scope="session")
+def new_text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "flaschen.txt"
+    path.write_text(NEW_TEXT, encoding="utf-8")
+    return path
+
+
+# ---- New characters -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory, trained, new_text):
+    folder = tmp_path_factory.mktemp("runs") / "flaschen"
+    train_tiny(new_text, folder, f"--model_name_or_path={trained}", "--max_steps=20")
+    return folder
+
+
+def test_new_characters_join_the_vocabulary_after_all_that_is_there(trained, tuned, tmp_path):
+    before, after = AutoTokenizer.from_pretrained(trained), AutoTokenizer.from_pretrained(tuned)
+    new = sorted(set(NEW_TEXT) - set(TEXT))
+    assert after.get_vocab() == before.get_vocab() | {c: len(before) + i for i, c in enumerate(new)}
+    assert after.special_tokens_map == before.special_tokens_map
+    assert encode_corpus(NEW_TEXT, after).tolist() == after(NEW_TEXT).input_ids
+    printed = run_python(
+        f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({str(tuned)!r}, trust_remote_code=False)
+model = AutoModelForCausalLM.from_pretrained({str(tuned)!r}, trust_remote_code=True)
+text = {NEW_TEXT[:500]!r}
+ids = tokenizer(text).input_ids
+assert tokenizer.decode(ids) == text and tokenizer.unk_token_id not in ids
+print(len(tokenizer), model.config.vocab_size, model.lm_head.out_features, model.get_input_embeddings().num_embeddings)
+""",
+        tmp_path,
+    )
+    assert set(printed.split()) == {str(len(after))}
+
+
+@pytest.mark.parametrize("preset", ["classic-10m", "nanogpt-10m", "modern-1m"])
+def test_a_model_that_grows_thinks_of_old_text_as_before(preset):
+    tokenizer = build_char_tokenizer("abc")
+    model, ids = tiny_model(preset, vocab_size=len(tokenizer)), torch.tensor([[0, 1, 2, 1, 0]])
+    rows = model.get_input_embeddings().weight.detach().clone()
+    with torch.no_grad():
+        before = model(ids).logits
+        grow_vocabulary(model, tokenizer, ["aéz"])
+        after = model(ids).logits
+    assert tokenizer("aéz").input_ids == [0, 7, 6]
+    torch.testing.assert_close(after[..., :6], before)
+    table = model.get_input_embeddings().weight
+    torch.testing.assert_close(table[:6], rows)
+    torch.testing.assert_close(table[6:], rows.mean(0).expand(2, -1), atol=1e-3, rtol=1e-2)
+    assert (model.config.vocab_size, model.vocab_size, model.lm_head.out_features) == (8, 8, 8)
+
+
+def test_the_new_characters_are_named(trained, new_text, tmp_path, capsys):
+    train_tiny(new_text, tmp_path / "run", f"--model_name_or_path={trained}", "--max_steps=1")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "vocabulary" in line]
+    assert line.startswith("added to the vocabulary, now 39 tokens: 'F' (U+0046)")
+    assert "'ë' (U+00EB)" in line
+
+
+def test_a_tokenizer_that_is_given_stays_as_it_is(trained, new_text, tmp_path, capsys):
+    flags = [f"--model_name_or_path={trained}", f"--tokenizer={trained}", "--max_steps=1"]
+    train_tiny(new_text, tmp_path / "run", *flags)
+    assert "not in the vocabulary" in capsys.readouterr().out
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "run")) == len(AutoTokenizer.from_pretrained(trained))
+
+
+def test_growing_and_going_on_after_a_stop_ends_with_the_same_weights(trained, tuned, new_text, tmp_path):
+    shutil.copytree(tuned / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
+    train_tiny(new_text, tmp_path / "run", f"--model_name_or_path={trained}", "--resume_from_checkpoint=true")
+    resumed, undisturbed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", tuned))
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+# ---- Other models ---------------------------------------------------------------------------------------------------
+
+
+def test_gpt2_trains_with_its_own_tokenizer_and_stays_gpt2(gpt2, text_file, tmp_path, capsys):
+    flags = [f"--model_name_or_path={gpt2}", "--eval_on_start=true", "--learning_rate=1e-2"]
+    train_tiny(text_file, tmp_path / "run", *flags)
+    said = capsys.readouterr()
+    assert "vocabulary" not in said.out
+    assert "loss_type" not in said.err
+    log = json.loads((tmp_path / "run" / "run.json").read_text())["log_history"]
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
+    assert losses[-1] < losses[0] - 1
+    printed = run_python(
+        f"""
+from transformers import pipeline
+generate = pipeline("text-generation", model={str(tmp_path / "run")!r}, trust_remote_code=False)
+text = generate("12 green", max_new_tokens=10)[0]["generated_text"]
+print(type(generate.model).__name__, generate.tokenizer.decode(generate.tokenizer("12 grün").input_ids), text)
+""",
+        tmp_path,
+    )
+    assert printed.startswith("GPT2LMHeadModel 12 grün 12 green")
+
+
+def test_a_model_that_does_not_slide_writes_up_to_its_context(gpt2, capsys):
+    code, out, err = call(generate.main, f"--model={gpt2}", "--prompt=12 green", "--seed=0", capsys=capsys)
+    assert code == 0
+    assert "at the model's context length" in err
+    assert out.startswith("12 green")
+    argv = [f"--model={gpt2}", "--prompt=" + "12 green bottles " * 20]
+    refused(generate.main, *argv, capsys=capsys, told=["the model's context length of 32"])
+
+
+def test_a_separator_that_is_also_the_unknown_token_is_not_called_unknown(gpt2, text_file, new_text, tmp_path, capsys):
+    flags = [f"--model_name_or_path={gpt2}", "--max_steps=1", "--sample_length=0", f"--output_dir={tmp_path / 'run'}"]
+    train.main(["--train_file", str(text_file), str(new_text), *flags])
+    assert "vocabulary" not in capsys.readouterr().out
+
+
+def test_a_model_without_a_stated_context_needs_one(text_file, tmp_path, capsys):
+    tokenizer = build_char_tokenizer(TEXT)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    argv = [
+        f"--train_file={text_file}",
+        f"--model_name_or_path={tmp_path / 'mamba'}",
+        f"--output_dir={tmp_path / 'run'}",
+    ]
+    refused(train.main, *argv, capsys=capsys, told=["MambaForCausalLM", "--context_length"])
+    train_tiny(text_file, tmp_path / "run", *argv[1:2], "--context_length=16", "--max_steps=2", "--optimizer=adamw")
+    assert results(tmp_path / "run")["steps"] == 2
+
+
+def test_tied_weights_are_not_reported_as_missing(gpt2, text_file, tmp_path, caplog):
+    train_tiny(text_file, tmp_path / "run", f"--model_name_or_path={gpt2}", "--max_steps=10")
+    assert "missing keys" not in caplog.text
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(text_file, tmp_path, capsys):
+    argv = [f"--train_file={text_file}", f"--output_dir={tmp_path / 'run'}", '--model_overrides={"vocab_size": 5}']
+    refused(train.main, *argv, capsys=capsys, told=["vocab_size", "at least the 34 tokens", "got 5"])
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,135 @@
+"""How every command starts and ends: exit codes, one line for a mistake, Ctrl-C from the first import on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, call
+
+from modeling_gptlite.errors import UserError
+from scripts.cli import printable
+
+
+def start(*argv, **options):
+    """A command of this clone in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, argv)], env=env, text=True, stderr=subprocess.PIPE, **options
+    )
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("--seed must\nbe 0"), 2, "error: --seed must be 0"),
+        (ValueError("bad value"), 1, "error: ValueError: bad value (unexpected; --traceback shows where)"),
+        (OSError(28, "disk full"), 1, "error: [Errno 28] disk full (unexpected; --traceback shows where)"),
+        (UserError("\x1b[2J"), 2, "error: \\x1b[2J"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_exception_becomes_an_exit_code_and_one_line(error, code, line, capsys):
+    assert call(raising(error), capsys=capsys) == (code, "", line + "\n")
+
+
+def test_traceback_shows_the_whole_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gptlite", "train", "--traceback"])
+    code, _, err = call(raising(UserError("no text")), capsys=capsys)
+    assert code == 2
+    assert err.startswith("Traceback")
+    assert err.endswith("error: no text\n")
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5])
+@pytest.mark.parametrize("module", ["scripts", "scripts.train", "scripts.convert"])
+def test_ctrl_c_during_the_imports_is_one_line(module, seconds, tmp_path):
+    flags = ["train"] if module == "scripts" else []
+    process = start(module, *flags, "--output_dir=run", "--dataset=python-docs", cwd=tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "interrupted\n"
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_text_is_generated_is_one_line(trained):
+    argv = ["scripts.generate", f"--model={trained}", "--prompt=12", "--max_new_tokens=1000000"]
+    process = start(*argv, stdout=subprocess.PIPE)
+    assert process.stdout.read(10).startswith("12")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "interrupted\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "line"),
+    [
+        (">/dev/full", 1, "No space left on device"),
+        (">&-", 2, "standard output is closed"),
+        ("<&-", 0, ""),
+        ("| head -c 1", 0, ""),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_one_line(redirection, code, line, trained):
+    command = f"{sys.executable} -m scripts.generate --model {trained} --max_new_tokens 500 {redirection}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == bool(line)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "told"),
+    [
+        ([], 0, ["train", "generate", "evaluate", "convert", "push", "demo"]),
+        (["--help"], 0, ["gptlite COMMAND"]),
+        (["--version"], 0, ["gptlite "]),
+        (["trian"], 2, ["trian", "did you mean 'train'"]),
+        (["xyz"], 2, ["xyz", "commands are train, generate"]),
+        (["push", "--repo", "x"], 2, ["--repo", "repo_id"]),
+    ],
+)
+def test_the_command_dispatches(argv, code, told):
+    process = start("scripts", *argv, stdout=subprocess.PIPE)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    assert all(word in out + err for word in told)
+    assert len(err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain é 漢 🎉\n\t", "plain é 漢 🎉\n\t"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\rb\x07\x9b", "a\\rb\\x07\\x9b"),
+        ("\u202eevil\u2066", "\\u202eevil\\u2066"),
+    ],
+)
+def test_what_could_control_a_terminal_becomes_visible(text, expected):
+    assert printable(text) == expected
+
+
+def test_no_garbage_is_collected_during_the_imports_and_at_exit():
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # called after those that are registered later
+from scripts import cli
+cli.before_imports()
+assert not gc.isenabled()
+cli.run(lambda: print(gc.isenabled(), gc.get_freeze_count()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "0", "True"]

@@ -1,0 +1,188 @@
+"""Files of text and of rows, folders, pipes and downloads: `data/files.py`."""
+
+import hashlib
+import http.client
+import io
+import json
+import os
+import threading
+
+import pytest
+
+from modeling_gptlite.data import DataError, files
+from modeling_gptlite.data.files import TextFile, cache_dir, download, find_files, read_rows, read_text
+
+
+MANY_BYTES = "a\r\néΩ\n\r\n🎉e\u0301 \u2028\t漢字\r"  # characters of one to four bytes
+
+
+def feed(pipe, content):
+    """Write into a named pipe as another process would, once."""
+    os.mkfifo(pipe)
+    threading.Thread(target=lambda: pipe.write_bytes(content), daemon=True).start()
+    return pipe
+
+
+# ---- Finding -------------------------------------------------------------------------------------------------------
+
+
+def test_files_come_in_the_order_given_and_a_folder_by_name(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("z.txt", "folder/b.txt", "folder/a.TXT", "folder/ignored.md"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "folder" / "c.txt").mkdir()  # a folder that is named like a file
+    found = find_files([tmp_path / "z.txt", str(tmp_path / "folder")])
+    assert [path.name for path in found] == ["z.txt", "a.TXT", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("none.txt", "no such file: .*none.txt"),
+        ("empty.txt", "empty.txt is empty"),
+        ("folder", "no .txt file in .*folder"),
+        ("/dev/null", "/dev/null is a terminal or another device"),
+    ],
+)
+def test_files_that_cannot_be_trained_on_are_refused(path, message, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "text.md").write_text("text")
+    with pytest.raises(DataError, match=message):
+        find_files([tmp_path / path])
+
+
+def test_a_pipe_is_read_once_and_its_copy_again_and_again(tmp_path):
+    (copy,) = find_files([feed(tmp_path / "pipe", b"to be")])
+    assert copy.name == "pipe"
+    text = TextFile(copy)
+    assert ["".join(text), "".join(text)] == ["to be", "to be"]
+    assert cache_dir() in copy.parents
+    assert not list(cache_dir().glob("pipe.*"))
+
+
+def test_an_empty_pipe_is_refused(tmp_path):
+    with pytest.raises(DataError, match="pipe is empty"):
+        find_files([feed(tmp_path / "pipe", b"")])
+
+
+# ---- Text ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 4, 1 << 22])
+def test_text_is_read_as_it_stands_wherever_its_bytes_are_cut(piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
+    (tmp_path / "text.txt").write_bytes(MANY_BYTES.encode())
+    assert "".join(read_text(tmp_path / "text.txt")) == MANY_BYTES
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 4, 1 << 22])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xe9t\xe9",
+        b"ab\xc3\xa9cd\xffef",
+        b"\xf0\x9f\x8e\x89\xe2\x82X",
+        b"abcd\xf0\x9f\x8eX",
+        "Ωé".encode() + b"\xf0\x9f",
+    ],
+    ids=["Latin-1", "after a character", "cut short", "cut short by one", "end of file"],
+)
+def test_the_offset_of_the_first_wrong_byte_is_named(content, piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
+    (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(UnicodeDecodeError) as whole:
+        content.decode()
+    offset = whole.value.start
+    with pytest.raises(DataError, match=rf"text.txt is not UTF-8: byte 0x{content[offset]:02x} at offset {offset}$"):
+        list(read_text(tmp_path / "text.txt"))
+
+
+# ---- Rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_empty_lines_between_rows_are_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "\\ud83c\\udf89"}\n \n')
+    (tmp_path / "b.jsonl").write_text('{"text": 3}')
+    rows = read_rows([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+    assert list(rows) == [{"text": "one"}, {"text": "🎉"}, {"text": 3}]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [('{"text": ', "is not JSON"), ("[1]", "not a JSON object"), ('{"text": "\\uD83C"}', r"\\ud83c is one half")],
+    ids=["cut", "list", "lone surrogate"],
+)
+def test_a_wrong_line_is_refused_with_file_and_number(line, told, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "one"}) + "\n\n" + line + "\n")
+    with pytest.raises(DataError, match=rf"rows.jsonl, line 3.*{told}"):
+        list(read_rows([tmp_path / "rows.jsonl"]))
+
+
+# ---- Downloads -----------------------------------------------------------------------------------------------------
+
+TEXT = b"First Citizen:\n"
+A_TEXT = ("some_text.txt", "https://example.org/text", hashlib.sha256(TEXT).hexdigest())
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Sets what the network serves, and an empty cache."""
+    monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GPTLITE_DATA", raising=False)
+
+    def serve(*responses):
+        left = list(responses)
+        monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: left.pop(0))
+
+    return serve
+
+
+def test_a_text_is_downloaded_once(serve, tmp_path):
+    serve(io.BytesIO(TEXT))
+    for _ in range(2):
+        (text,) = download(*A_TEXT)
+        assert "".join(text).encode() == TEXT
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["some_text.txt"]
+
+
+def test_a_text_is_read_from_the_data_folder_first(serve, tmp_path, monkeypatch):
+    serve()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "some_text.txt").write_text("something else")
+    (tmp_path / "some_text.txt").write_bytes(TEXT)
+    monkeypatch.setenv("GPTLITE_DATA", str(tmp_path))
+    assert download(*A_TEXT) == [TextFile(tmp_path / "some_text.txt")]
+
+
+@pytest.mark.parametrize("variable", ["GPTLITE_DATA", "GPTLITE_CACHE"])
+def test_another_text_in_its_place_is_refused(variable, serve, tmp_path, monkeypatch):
+    (tmp_path / "some_text.txt").write_text("To be, or not to be")
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(DataError, match=r"some_text.txt is not the expected text: its sha256 differs"):
+        download(*A_TEXT)
+
+
+def test_a_download_of_something_else_is_refused_and_not_kept(serve, tmp_path):
+    serve(io.BytesIO(b"<html>Sign in to this network"))
+    with pytest.raises(DataError, match=r"example.org/text is not the expected text"):
+        download(*A_TEXT)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_download_that_breaks_off_is_an_error_with_advice(serve):
+    class BreaksOff(io.BytesIO):
+        def read(self, *_):
+            raise http.client.IncompleteRead(b"")
+
+    serve(BreaksOff())
+    with pytest.raises(DataError, match=r"example.org.*some_text.txt.*GPTLITE_DATA"):
+        download(*A_TEXT)
+
+
+def test_a_cache_that_cannot_be_written_is_named(serve, tmp_path, monkeypatch):
+    serve(io.BytesIO(TEXT))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match="GPTLITE_CACHE"):
+        download(*A_TEXT)

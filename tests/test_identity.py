@@ -1,0 +1,72 @@
+"""`runs/identity.py`: which settings make a run, and where it may write."""
+
+import dataclasses
+
+import pytest
+
+from modeling_gptlite.runs.arguments import GROUPS, defaults
+from modeling_gptlite.runs.identity import MAY_CHANGE, ResumeError, check_output_dir, differences, may_change
+from modeling_gptlite.training.arguments import CausalLMTrainingArguments
+
+
+def test_a_setting_that_is_missing_has_its_default():
+    assert differences({"learning_rate": 1e-3}, {}) == []
+    assert differences({"learning_rate": 0.5}, {"seed": 7}) == [
+        "learning_rate was 0.5 and is now 0.001",
+        "seed was 42 and is now 7",
+    ]
+
+
+def test_steps_and_precision_are_compared_as_what_they_resolved_to():
+    assert may_change("max_steps")
+    assert may_change("precision")
+    assert differences({"max_steps": 20}, {"max_steps": 30}) == ["max_steps was 20 and is now 30"]
+    assert differences({"precision": "fp32"}, {"precision": "bf16"}) == ["precision was fp32 and is now bf16"]
+
+
+def test_a_setting_that_an_older_version_compared_may_change():
+    assert differences({"load_best_model_at_end": True}, {"load_best_model_at_end": False}) == []
+
+
+def test_every_pattern_names_a_setting():
+    for patterns in MAY_CHANGE.values():
+        for pattern in patterns:
+            assert any(name == pattern or name.startswith(pattern.rstrip("*")) for name in defaults()), pattern
+
+
+def test_no_setting_that_changes_the_weights_may_change():
+    names = {field.name for group in GROUPS for field in dataclasses.fields(group)}
+    changing = {name for name in names if may_change(name)}
+    assert not changing & {"learning_rate", "seed", "optimizer", "warmup_steps", "eval_steps", "preset", "lora_r"}
+
+
+# ---- The output folder ---------------------------------------------------------------------------------------------
+
+
+def check(folder, resume="auto"):
+    args = CausalLMTrainingArguments(str(folder), resume_from_checkpoint=resume)
+    check_output_dir(args)
+    return args.resume_from_checkpoint
+
+
+@pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), ("True", "true"), (None, "false")])
+def test_how_to_resume_is_normalized(given, kept, tmp_path):
+    (tmp_path / "checkpoint-10").mkdir()
+    if kept == "false":
+        with pytest.raises(ResumeError, match="unfinished run; resume it with --resume_from_checkpoint auto"):
+            check(tmp_path, given)
+    else:
+        assert check(tmp_path, given) == kept
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResumeError, match="file is not a folder"):
+        check(tmp_path / "file" / "run")
+
+
+def test_a_read_only_place_is_refused_and_nothing_is_created(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ResumeError, match="read-only; choose another --output_dir"):
+        check(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,235 @@
+"""From a source to windows: `data/prepare.py`."""
+
+import builtins
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from helpers import TEXT, write_rows
+
+from modeling_gptlite.data import DataError, files
+from modeling_gptlite.data.layouts import PAIRS
+from modeling_gptlite.data.prepare import encode_splits, joined, make_tokenizer, prepare
+from modeling_gptlite.data.sources import Source, SourceArguments, open_source
+from tokenization import build_bpe_tokenizer, build_char_tokenizer, encode_corpus
+
+
+MANY_BYTES = "a\r\néΩ\n\r\n🎉e\u0301 \u2028\t漢字\r"  # characters of one to four bytes
+ALPHABET = "".join(map(chr, range(32, 127))) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache of its own."""
+    monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def documents(*texts, size=3):
+    """A source whose documents come in pieces of `size` characters."""
+    return Source("test", [[t[i : i + size] for i in range(0, len(t), size)] for t in texts])
+
+
+# ---- Tokenizers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "size"), [("char", 42), ("bpe", 300), ("word", 30)])
+def test_each_kind_of_tokenizer_is_built_in_one_reading(kind, size):
+    source = documents(TEXT, size=1000)
+    tokenizer = make_tokenizer(source, kind, vocab_size={"char": 0}.get(kind, size))
+    assert len(tokenizer) == (len(set(TEXT)) + 3 if kind == "char" else size)
+    assert source.scan("|").characters == len(TEXT)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused():
+    with pytest.raises(DataError, match="at least 259"):
+        make_tokenizer(documents("text"), "bpe", vocab_size=3)
+
+
+# ---- The split -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_the_split_is_by_position_wherever_the_text_is_cut(size):
+    text = MANY_BYTES * 10
+    source = documents(text, size=size)
+    tokenizer = make_tokenizer(source)
+    splits, cut = encode_splits(source, tokenizer), len(text) * 9 // 10
+    assert tokenizer.decode(splits.train_ids) == text[:cut]
+    assert tokenizer.decode(splits.validation_ids) == text[cut:]
+    assert ["".join(splits.training_text) for _ in range(2)] == [text[:cut]] * 2
+    assert splits.facts == {
+        "name": "test",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "train_characters": cut,
+        "validation_characters": len(text) - cut,
+        "train_tokens": cut,
+        "validation_tokens": len(text) - cut,
+        "validation_targets": len(text) - cut - 1,
+    }
+
+
+@pytest.mark.parametrize("position", range(1, 20))
+def test_the_two_splits_are_encoded_apart_wherever_the_cut_is(position):
+    text = "to be<|endoftext|>to be"
+    tokenizer = build_bpe_tokenizer("to be " * 9, vocab_size=270)
+    splits = encode_splits(documents(text, size=4), tokenizer, validation_fraction=1 - (position + 0.5) / len(text))
+    assert splits.train_ids.tolist() == encode_corpus(text[:position], tokenizer).tolist()
+    assert splits.validation_ids.tolist() == encode_corpus(text[position:], tokenizer).tolist()
+
+
+def test_the_end_of_text_token_stands_between_documents_only():
+    source = documents("first", "2", "third one")
+    assert "".join(joined(source, "|")) == "first|2|third one"
+    tokenizer = make_tokenizer(source)
+    splits = encode_splits(source, tokenizer, validation_fraction=0.1)
+    text = tokenizer.decode([*splits.train_ids, *splits.validation_ids])
+    assert text == "first<|endoftext|>2<|endoftext|>third one"
+
+
+def test_examples_are_not_text_that_can_be_split():
+    source = Source("questions", [{"prompt": "a", "completion": "b"}], PAIRS)
+    with pytest.raises(DataError, match=r"questions contains prompts and completions.*--text_column"):
+        encode_splits(source, build_char_tokenizer("ab"))
+
+
+# ---- Packed ids ----------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_cached_for_the_same_text_tokenizer_and_cut(cache):
+    tokenizer = make_tokenizer(documents(TEXT))
+    first = encode_splits(documents(TEXT), tokenizer)
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    again = encode_splits(documents(TEXT, size=100), tokenizer)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+    assert isinstance(again.train_ids, np.memmap)
+    assert again.train_ids.tolist() == first.train_ids.tolist()
+    for source, other, fraction in [
+        (documents(TEXT + "!"), tokenizer, 0.1),
+        (documents(TEXT), build_char_tokenizer(TEXT + "é"), 0.1),
+        (documents(TEXT), tokenizer, 0.2),
+    ]:
+        count = len(list(cache.iterdir()))
+        encode_splits(source, other, fraction)
+        assert len(list(cache.iterdir())) == count + 3
+
+
+def test_an_interrupted_encoding_is_done_again(cache, monkeypatch):
+    tokenizer = make_tokenizer(documents(TEXT))
+    monkeypatch.setattr("modeling_gptlite.data.prepare._write_atomically", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encode_splits(documents(TEXT), tokenizer)
+    monkeypatch.undo()
+    monkeypatch.setenv("GPTLITE_CACHE", str(cache))
+    assert tokenizer.decode(encode_splits(documents(TEXT), tokenizer).train_ids) == TEXT[: int(len(TEXT) * 0.9)]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match="GPTLITE_CACHE"):
+        encode_splits(documents(TEXT), build_char_tokenizer(TEXT))
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_reported_from_the_cache_as_well():
+    for _ in range(2):
+        lines = []
+        encode_splits(documents("ab" * 49 + "éé"), build_char_tokenizer("ab"), report=lines.append)
+        assert lines == ["not in the vocabulary, 2.00% of the tokens: 'é' (U+00E9)"]
+
+
+def test_a_character_without_a_token_is_an_error_if_there_is_no_unknown_token():
+    with pytest.raises(DataError, match=r"'é' \(U\+00E9\)"):
+        encode_splits(documents("abé" * 9), build_char_tokenizer("ab", special_tokens=False))
+
+
+# ---- How often text is read ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """Of all files whose name ends with .txt or .jsonl."""
+    count, original = [0], builtins.open
+
+    class Counted(io.RawIOBase):
+        def __init__(self, path):
+            self.file = original(path, "rb", buffering=0)
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            size = self.file.readinto(buffer)
+            count[0] += size
+            return size
+
+    def counting(path, mode="r", *args, **kwargs):
+        if "w" in mode or not str(path).endswith((".txt", ".jsonl")):
+            return original(path, mode, *args, **kwargs)
+        raw = Counted(path)
+        return raw if mode == "rb" else io.TextIOWrapper(io.BufferedReader(raw), encoding="utf-8")
+
+    monkeypatch.setattr(files, "open", counting, raising=False)
+    return count
+
+
+def a_text(kind, folder):
+    """Files of 300 kB of text."""
+    folder.mkdir()
+    text = TEXT * 16
+    if kind == "rows":
+        return [write_rows(folder / "rows.jsonl", [{"text": line} for line in text.splitlines()])]
+    if kind == "pairs":
+        lines = text.splitlines()
+        rows = [{"prompt": a, "completion": b} for a, b in zip(lines[::2], lines[1::2], strict=True)]
+        return [write_rows(folder / "pairs.jsonl", rows)]
+    names = ["text.txt"] if kind == "file" else ["a.txt", "b.txt", "c.txt"]
+    for name in names:
+        (folder / name).write_text(text if kind == "file" else text[: len(text) // 3])
+    return [folder]
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "word"])
+@pytest.mark.parametrize("kind", ["file", "folder", "rows", "pairs"])
+def test_a_run_reads_its_text_twice_and_once_if_the_ids_are_cached(kind, tokenizer, tmp_path, bytes_read):
+    paths = a_text(kind, tmp_path / "text")
+    size = sum(path.stat().st_size for path in (tmp_path / "text").iterdir())
+    for most in (2.2, 2.2 if kind == "pairs" else 1.2):
+        bytes_read[0] = 0
+        source = open_source(SourceArguments(train_file=list(map(str, paths))))
+        vocabulary = make_tokenizer(source, tokenizer, vocab_size=40)
+        prepare(source, vocabulary, 64, windows_per_step=4, max_steps=10, report=lambda line: None)
+        assert 0.9 * int(most) * size < bytes_read[0] <= most * size
+
+
+# ---- Windows -------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_becomes_the_windows_of_its_splits():
+    source = Source("test", [[TEXT]], language="en", license="mit", hub_dataset="ada/texts")
+    prepared = prepare(source, make_tokenizer(source), 32, windows_per_step=4, max_steps=10, seed=3)
+    assert (prepared.steps, len(prepared.train), prepared.train.tokens_per_sample) == (10, 40, 32)
+    assert (prepared.train.seed, prepared.prompt) == (3, "\n")
+    assert len(prepared.validation) == -(-prepared.facts["validation_targets"] // 32)
+    about = {"context_length": 32, "language": "en", "license": "mit", "hub_dataset": "ada/texts"}
+    assert about.items() <= prepared.facts.items()
+
+
+def test_examples_become_batches_with_the_first_validation_prompt():
+    rows = [{"prompt": f"{n} and 1?", "completion": f" {n + 1}!"} for n in range(30)]
+    source, lines = Source("sums", [*rows, {"prompt": "x" * 50, "completion": " é"}], PAIRS), []
+    prepared = prepare(source, build_char_tokenizer(ALPHABET), 20, windows_per_step=4, report=lines.append)
+    assert (prepared.steps, prepared.prompt) == (7, "27 and 1?")
+    assert (len(prepared.train), len(prepared.validation)) == (7 * 4, 4)
+    facts = {"examples": "prompts and completions", "train_examples": 27, "validation_examples": 4}
+    assert facts.items() <= prepared.facts.items()
+    assert any("'é'" in line for line in lines)
+    assert any("1 examples are longer than the context length of 20" in line for line in lines)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (1, 5), (2.5, 12)])
+def test_steps_follow_from_epochs(epochs, steps):
+    source = documents("ab" * 100)
+    prepared = prepare(source, make_tokenizer(source), 9, windows_per_step=4, epochs=epochs)
+    assert prepared.steps == steps

@@ -1,0 +1,64 @@
+"""interchange/pretrained.py and vocabulary.py: folders of transformers' classes, in both directions."""
+
+import json
+
+import pytest
+import torch
+from helpers import load_saved, save_model
+
+from modeling_gptlite.interchange.vocabulary import LOADING_OPTIONS
+from scripts import convert
+
+
+ROUND_TRIPS = [
+    ("modern-1m", "qwen3", "Qwen3ForCausalLM"),
+    ("gpt2-124m", "gpt2", "GPT2LMHeadModel"),
+    ("nanogpt-10m", "gpt2", "GPT2LMHeadModel"),
+    ("nanogpt-10m", "nanogpt", None),
+]
+
+
+@pytest.mark.parametrize(("preset", "target", "class_name"), ROUND_TRIPS)
+def test_a_round_trip_keeps_logits_and_tokenizer(preset, target, class_name, here, capsys):
+    model, tokenizer = load_saved(save_model(here / "in", preset))
+    convert.main(["--to", target, "in", "deep/out"])
+    assert "logits differ by at most 0.0e+00" in capsys.readouterr().out
+    if class_name:
+        assert json.loads((here / "deep/out/config.json").read_text())["architectures"] == [class_name]
+        assert not list((here / "deep/out").glob("*.py"))
+    convert.main(["--from", target, "deep/out", "back"])
+    back, back_tokenizer = load_saved(here / "back")
+    assert torch.equal(back(torch.arange(20)[None]).logits, model(torch.arange(20)[None]).logits)
+    assert back_tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert back_tokenizer("12 green—🎉<|endoftext|>") == tokenizer("12 green—🎉<|endoftext|>")
+    assert {path.name for path in here.iterdir()} == {"in", "deep", "back"}
+
+
+def test_half_precision_stays_half_precision(here, capsys):
+    save_model(here / "in", "modern-1m", dtype=torch.bfloat16)
+    convert.main(["--to", "qwen3", "in", "out"])
+    convert.main(["--from", "qwen3", "out", "back"])
+    assert load_saved(here / "out")[0].dtype == load_saved(here / "back")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("target", ["qwen3", "onnx"])
+def test_rope_theta_is_where_older_loaders_look_for_it(target, here, capsys):
+    if target == "onnx":
+        pytest.importorskip("transformers", minversion="5.23")
+        pytest.importorskip("onnxscript")
+    rope = {"rope_type": "default", "rope_theta": 5000.0}
+    save_model(here / "in", "modern-1m", rope_parameters=rope)
+    convert.main(["--to", target, "in", "out", "--check", "false"])
+    config = json.loads((here / "out/config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5000
+
+
+@pytest.mark.parametrize("target", ["qwen3", "gptlite"])
+def test_a_tokenizer_is_saved_for_every_loader_and_without_local_options(target, here, capsys):
+    save_model(here / "in", "modern-1m")
+    convert.main(["--to", "qwen3", "in", "first"])
+    source = {"qwen3": ["--to=qwen3", "in"], "gptlite": ["--from=qwen3", "first"]}[target]
+    convert.main([*source, "out"])
+    config = json.loads((here / "out/tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not set(LOADING_OPTIONS) & set(config)

@@ -1,0 +1,42 @@
+"""The files around the code agree: versions, make targets, the workflow, the changelog."""
+
+import re
+import tomllib
+
+import yaml
+from helpers import ROOT
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PINNED = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+
+
+def test_the_hooks_are_the_versions_of_make_lint():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    revisions = {repo["repo"].split("/")[-1].removesuffix("-pre-commit"): repo["rev"] for repo in hooks["repos"]}
+    assert revisions == {name: f"v{PINNED[name]}" for name in ("ruff", "codespell")}
+
+
+def test_the_workflow_calls_targets_that_exist():
+    steps = [step.get("run", "") for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+    called = {step.split()[1] for step in steps if step.startswith("make ")}
+    assert called == {"lint", "test", "floor", "newest", "matrix", "golden"}
+    assert called <= set(re.findall(r"^(\w+):", MAKEFILE, re.M))
+
+
+def test_the_oldest_python_and_transformers_are_tested():
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert WORKFLOW["jobs"]["tests"]["strategy"]["matrix"]["python"][0] == oldest
+    (floor,) = re.findall(r"transformers==([\d.]+)", MAKEFILE)
+    assert any(line.startswith(f"transformers>={floor.removesuffix('.0')},") for line in PROJECT["dependencies"])
+
+
+def test_everything_that_make_installs_for_development_is_pinned():
+    assert set(PROJECT["optional-dependencies"]["dev"]) <= PINNED.keys()
+
+
+def test_the_changelog_has_the_version_of_the_package():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.+?)\]", changelog, re.M)[:2] == ["Unreleased", PROJECT["version"]]

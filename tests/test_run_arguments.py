@@ -1,0 +1,63 @@
+"""`runs/arguments.py`: settings from Python, a recipe or the command line are the same."""
+
+import pytest
+
+from modeling_gptlite.runs.arguments import DataArguments, ModelArguments, changed, defaults, parse
+from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
+
+
+def test_settings_are_parsed_as_the_flags_of_the_same_names():
+    model, data, training, given = parse(
+        {
+            "model_overrides": {"num_hidden_layers": 2},
+            "train_file": ["a.txt", "b.txt"],
+            "learning_rate": "1e-2",
+            "use_cpu": True,
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.2},
+            "sample_prompt": None,
+        }
+    )
+    assert model.model_overrides == '{"num_hidden_layers": 2}'
+    assert data.train_file == ["a.txt", "b.txt"]
+    assert (training.learning_rate, training.use_cpu) == (0.01, True)
+    assert training.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
+    assert given["learning_rate"] == 0.01
+    assert set(given) == {"model_overrides", "train_file", "learning_rate", "use_cpu", "lr_scheduler_kwargs"}
+
+
+def test_one_file_may_be_given_without_a_list():
+    assert parse({"train_file": "a book.txt"})[1].train_file == ["a book.txt"]
+    assert DataArguments(train_file="a book.txt").train_file == ["a book.txt"]
+
+
+MISTAKES = {
+    "a misspelt name": ({"learning_rat": 1}, "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
+    "a wrong type": ({"max_steps": "many"}, "max_steps"),
+    "a value that is not allowed": ({"sample_length": -1}, "--sample_length must be 0 (none) or more, got -1"),
+    "LoRA without a model": ({"lora_r": 4}, "--lora_r needs --model_name_or_path"),
+    "alpha without LoRA": ({"lora_alpha": 4}, "need --lora_r"),
+    "rank 0": ({"lora_r": 0, "model_name_or_path": "x"}, "--lora_r must be at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_an_error_of_one_line(settings, message):
+    with pytest.raises(ArgumentError) as error:
+        parse(settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_differs_from_the_defaults_was_given():
+    model, data = ModelArguments(preset="classic-10m"), DataArguments(train_file=["a.txt"])
+    assert changed(model, data, CausalLMTrainingArguments("out/run", max_steps=5)) == {
+        "preset": "classic-10m",
+        "train_file": ["a.txt"],
+        "output_dir": "out/run",
+        "max_steps": 5,
+    }
+
+
+def test_every_setting_has_a_default():
+    assert defaults()["preset"] == "modern-1m"
+    assert {"train_file", "learning_rate", "lora_r"} <= defaults().keys()
