@@ -1,12 +1,11 @@
 """The command `gptlite`, with one subcommand per module of this folder."""
 
 import difflib
-import gc
 import importlib
 import sys
 from importlib import metadata
 
-from .cli import fail, run
+from .cli import after_imports, before_imports, fail, run
 
 
 # Name -> module, and what the overview says.
@@ -33,9 +32,9 @@ def main() -> None:
     name, *flags = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         sys.argv = [f"gptlite {name}", *flags]
-        gc.disable()
+        before_imports()
         command = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
-        gc.enable()
+        after_imports()
         command.main()
     elif name in ("-h", "--help"):
         print(OVERVIEW)

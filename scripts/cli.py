@@ -23,9 +23,7 @@ def run(main: Callable[[], None]) -> None:
     0: done. 1: a failure of ours or of the machine. 2: a mistake of the user (`UserError`). 130: Ctrl-C. Each but the
     first prints one line on standard error; `--traceback` anywhere in the command line adds the traceback.
     """
-    if signal.getsignal(signal.SIGINT) is _exit_now:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.enable()
+    after_imports()
     atexit.register(gc.freeze)  # or Python searches everything for garbage before it exits, which takes a second
     if sys.stdout is None:
         fail("standard output is closed; redirect it to a file, or to /dev/null")
@@ -39,10 +37,20 @@ def run(main: Callable[[], None]) -> None:
 
 
 def before_imports() -> None:
-    """Until `run` starts, Ctrl-C exits at once, without the traceback of an import, and no garbage is collected."""
+    """Until `after_imports`, Ctrl-C exits at once, without the traceback of an import, and no garbage is collected.
+
+    An exception would not do: a KeyboardInterrupt inside `exec` (imports define dataclasses with it) makes Python end
+    as if killed by the signal, even if the exception is caught.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the caller ignores the signal
         signal.signal(signal.SIGINT, _exit_now)
     gc.disable()
+
+
+def after_imports() -> None:
+    if signal.getsignal(signal.SIGINT) is _exit_now:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.enable()
 
 
 def _exit_now(*_) -> NoReturn:

@@ -63,6 +63,14 @@ def test_ctrl_c_during_the_imports_is_one_line(module, seconds, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_inside_exec_during_the_imports_exits_with_130(tmp_path):
+    code = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+    (tmp_path / "torch.py").write_text(f"exec({code!r})")
+    process = start("scripts", "train", cwd=tmp_path)
+    assert process.communicate()[1] == "interrupted\n"
+    assert process.returncode == 130
+
+
 def test_ctrl_c_while_text_is_generated_is_one_line(trained):
     argv = ["scripts.generate", f"--model={trained}", "--prompt=12", "--max_new_tokens=1000000"]
     process = start(*argv, stdout=subprocess.PIPE)
