@@ -78,10 +78,14 @@ def cpu_kind() -> str:
 
 
 def _vendor() -> str:
+    """The maker of the CPU; for AMD with the family, which is the generation of the core (all of Intel's are 6)."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("vendor_id"):
-                return line.split(":")[1].strip().removeprefix("Genuine").removeprefix("Authentic").lower()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if facts.get("vendor_id") == "AuthenticAMD":
+            return f"amd-family{facts['cpu family']}"
+        if "vendor_id" in facts:
+            return facts["vendor_id"].removeprefix("Genuine").lower()
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
