@@ -87,8 +87,11 @@ def _on_device(model, device: str | None):
         raise UserError(f"--device {where}: {error}") from error
 
 
-def check_generation(model, name_or_path: str) -> None:
+def check_generation(model, name_or_path: str, **arguments) -> None:
     """Generate one token, because transformers does not check the types in a `generation_config.json`.
+
+    Args:
+        arguments: For `generate`: they decide which of its values are read.
 
     Raises:
         UserError: One of them is wrong.
@@ -97,9 +100,23 @@ def check_generation(model, name_or_path: str) -> None:
 
     token = torch.ones((1, 1), dtype=torch.long, device=model.device)
     try:
-        model.generate(token, attention_mask=token, max_new_tokens=1)
+        with quiet_transformers():
+            model.generate(token, attention_mask=token, **{**arguments, "max_new_tokens": 1})
     except (*CONFIGURATION_ERRORS, RuntimeError) as error:
         raise UserError(f"{name_or_path} cannot generate, check its generation_config.json: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Only errors of transformers are logged."""
+    from transformers import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_tokenizer(name_or_path: str):
@@ -115,7 +132,7 @@ def load_tokenizer(name_or_path: str):
 
 
 def check_folder(name_or_path: str) -> None:
-    """Raise `UserError` if `name_or_path` is a path where no model is; a repository id passes."""
+    """Raise `UserError` if `name_or_path` is a path where no model is, or a damaged one; a repository id passes."""
     folder = Path(name_or_path)
     if folder.is_file():
         raise UserError(f"{name_or_path} is a file; give the folder of a model, or a repository id on the Hub")
@@ -128,6 +145,20 @@ def check_folder(name_or_path: str) -> None:
         steps = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
         hint = f"; its run is not finished: load {folder / f'checkpoint-{max(steps)}'}" if steps else ""
         raise UserError(f"{name_or_path} is not the folder of a model: it has no config.json{hint}")
+    else:
+        _check_settings(folder)
+
+
+def _check_settings(folder: Path) -> None:
+    """Raise `UserError` if a settings file of a model's folder is not a JSON object; transformers fails deep inside."""
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            try:
+                settings = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{folder / name} is not JSON: {error}") from error
+            if not isinstance(settings, dict):
+                raise UserError(f"{folder / name} is not a JSON object of settings")
 
 
 def check_shards(folder: Path) -> None:

@@ -49,10 +49,12 @@ def main(argv: list[str] | None = None) -> None:
 
     import transformers
 
+    from modeling_gptlite.loading import check_generation
     from modeling_gptlite.runs import generate
 
     transformers.utils.logging.disable_progress_bar()
     model, tokenizer = generate.load_generator(args.model, args.device, args.dtype, args.engine)
+    check_generation(model, args.model, **settings.arguments(tokenizer))
     if args.seed is not None:
         transformers.set_seed(args.seed)
     length = generate.tokens_to_generate(model, tokenizer, prompt, settings.max_new_tokens)

@@ -189,7 +189,11 @@ def test_the_folder_of_an_unfinished_run_names_its_newest_checkpoint(here, capsy
 WRONG_TYPES = {
     "temperature": ("generation_config.json", {"do_sample": True, "temperature": "hot"}),
     "top_k": ("generation_config.json", {"do_sample": True, "top_k": "many"}),
-    "no mapping": ("generation_config.json", None),
+    "temperature, read only when sampling": ("generation_config.json", {"temperature": "hot"}),
+    "a list of sampling defaults": ("generation_config.json", None),
+    "a list as configuration": ("config.json", None),
+    "a list as tokenizer": ("tokenizer.json", None),
+    "a list as tokenizer settings": ("tokenizer_config.json", None),
     "tiny temperature": ("generation_config.json", {"do_sample": True, "temperature": 1e-300}),
     "bos token": ("tokenizer_config.json", {"bos_token": 5}),
     "tokenizer class": ("tokenizer_config.json", {"tokenizer_class": ["a"]}),

@@ -16,7 +16,7 @@ from tokenization import add_characters, describe_characters
 from .. import GPTLiteConfig, GPTLiteForCausalLM
 from ..data.prepare import make_tokenizer
 from ..errors import UserError
-from ..loading import LOADING_ERRORS, load_pretrained, load_tokenizer, reason
+from ..loading import LOADING_ERRORS, load_pretrained, load_tokenizer, quiet_transformers, reason
 from ..training.lora import add_lora
 from ..training.trainer import CausalLMTrainingArguments
 from .arguments import ModelArguments
@@ -62,16 +62,15 @@ def build_config(args: ModelArguments, tokenizer) -> GPTLiteConfig:
         raise ModelError(f"--model_overrides is not JSON: {error}") from error
     if not isinstance(overrides, dict):
         raise ModelError(f"--model_overrides must be a JSON object of fields, got {args.model_overrides}")
+    size = overrides.setdefault("vocab_size", len(tokenizer))
+    if isinstance(size, int) and size < len(tokenizer):
+        raise ModelError(
+            f"--model_overrides: vocab_size must be at least the {len(tokenizer)} tokens of the tokenizer, got {size}"
+        )
     try:
-        config = GPTLiteConfig.from_preset(args.preset, **{"vocab_size": len(tokenizer), **fields, **overrides})
+        return GPTLiteConfig.from_preset(args.preset, **{**fields, **overrides})
     except LOADING_ERRORS as error:
         raise ModelError(reason(error)) from error
-    if config.vocab_size < len(tokenizer):
-        raise ModelError(
-            f"--model_overrides: vocab_size must be at least the {len(tokenizer)} tokens of the tokenizer, got "
-            f"{config.vocab_size}"
-        )
-    return config
 
 
 def _tokenizer(args: ModelArguments, source):
@@ -111,11 +110,9 @@ def grow_vocabulary(model, tokenizer, texts: Iterable[str], report: Callable[[st
     new = add_characters(tokenizer, texts)
     if not new:
         return
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it explains the initialization in several lines
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    transformers.logging.set_verbosity(verbosity)
+        with quiet_transformers():  # it explains the initialization in several lines
+            model.resize_token_embeddings(len(tokenizer))
     report(f"added to the vocabulary, now {len(tokenizer)} tokens: {describe_characters(new)}")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import integration_utils
+from transformers.integrations import integration_utils, is_deepspeed_available
 from transformers.utils import is_liger_kernel_available
 
 from ..errors import UserError
@@ -329,6 +329,10 @@ _RULES: list[tuple[Callable[[Any], bool], str]] = [
     (
         lambda args: args.minutes is None or not args.deepspeed,
         "--minutes cannot measure the speed of --deepspeed; give --max_steps",
+    ),
+    (
+        lambda args: not args.deepspeed or is_deepspeed_available(),
+        "--deepspeed needs a package that is not installed; pip install deepspeed",
     ),
     (
         lambda args: not args.fsdp or int(os.environ.get("WORLD_SIZE", 1)) > 1,
