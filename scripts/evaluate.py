@@ -45,6 +45,7 @@ class EvaluationSource(SourceArguments):
 
 def main(argv: list[str] | None = None):
     from modeling_gptlite.runs.evaluate import EvaluationSettings, check_settings, table, write_card
+    from modeling_gptlite.runs.record import plain
 
     from .parser import Parser
 
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None):
     print(table(evaluation))
     try:
         if args.output:
-            Path(args.output).write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(plain(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
+            Path(args.output).write_text(text + "\n", encoding="utf-8")
         if args.card:
             write_card(Path(args.model[0]), evaluation)
     except OSError as error:

@@ -56,6 +56,15 @@ def test_a_seed_repeats_the_results(trained, text_file, tmp_path, capsys):
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
 
 
+def test_a_perplexity_that_json_cannot_hold_is_null(trained, text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("modeling_gptlite.training.metrics.perplexity", lambda loss: math.inf)
+    output = tmp_path / "e.json"
+    out = evaluated(f"--model={trained}", f"--train_file={text_file}", f"--output={output}", *FEW, capsys=capsys)
+    assert "inf" in out
+    (row,) = json.loads(output.read_text(), parse_constant=pytest.fail)["models"]
+    assert row["perplexity"] is None
+
+
 def test_the_text_of_the_run_is_the_default(trained, text_file, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())

@@ -89,7 +89,7 @@ def test_the_mean_weighs_windows_by_their_targets_and_does_not_lose_small_ones()
     assert mean_loss([first, second]) == (2**24 + 2) / 4
 
 
-@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (math.log(8), 8.0), (1.0, math.e)])
+@pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (math.log(8), 8.0), (1.0, math.e), (1e4, math.inf)])
 def test_perplexity_is_e_to_the_loss(loss, expected):
     assert perplexity(loss) == pytest.approx(expected)
 

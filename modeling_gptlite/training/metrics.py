@@ -75,8 +75,11 @@ def evaluate_loss(model, windows: EvaluationWindows | EvaluationExamples, batch_
 
 
 def perplexity(loss: float) -> float:
-    """e to the loss: the number of equally likely tokens that are as hard to guess."""
-    return math.exp(loss)
+    """e to the loss: the number of equally likely tokens that are as hard to guess; infinite if that is too large."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def bits_per_character(loss: float, tokens: int, characters: int) -> float:
