@@ -34,7 +34,7 @@ SHORT_HELP = {
     "adam_beta1": "AdamW's decay of the first moment.",
     "max_grad_norm": "Gradients are scaled down to this norm; 0 does not.",
     "seed": "Of the initial weights, the training windows, dropout and the samples.",
-    "torch_compile": "Compile the model: slower to start, faster steps.",
+    "torch_compile": "Compile the model: faster steps after a while. auto: in long runs.",
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, slower steps.",
     "use_cpu": "Train on the CPU even if there is an accelerator.",
     "eval_on_start": "Evaluate once before training.",

@@ -59,6 +59,7 @@ MISTAKES = {
     "deepspeed and minutes": ({"deepspeed": {"stage": 2}, "minutes": 5.0}, "cannot measure the speed of --deepspeed"),
     "liger": ({"use_liger_kernel": True}, "pip install liger-kernel"),
     "fsdp": ({"fsdp": "full_shard"}, "--fsdp needs several processes"),
+    "auto and a mode": ({"torch_compile": "auto", "torch_compile_mode": "default"}, "always compile"),
     "compile mode": ({"torch_compile_mode": "bogus"}, "--torch_compile_mode must be one of default, reduce-overhead"),
     "compile backend": ({"torch_compile_backend": "bogus"}, "--torch_compile_backend must be one of"),
     "metric": ({"metric_for_best_model": "perplexity"}, "must be one of loss, eval_loss, got perplexity"),

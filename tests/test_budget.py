@@ -9,14 +9,16 @@ import pytest
 from helpers import interrupted, refused, same_weights, tiny_model
 from safetensors.torch import load_file
 
-from modeling_gptlite.runs import budget
+from modeling_gptlite.runs import arguments, budget
 from modeling_gptlite.runs.budget import Costs, fit
 from modeling_gptlite.runs.identity import ResumeError
 from modeling_gptlite.runs.start import start_from
+from modeling_gptlite.training import hardware
 from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
 from modeling_gptlite.training.checkpointing import Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts import train
+from scripts.parser import Parser
 
 
 COSTS = Costs(start=1.75, step=0.1, short_step=0.1, evaluation=2.0, checkpoint=1.0)
@@ -211,3 +213,52 @@ def test_a_run_without_evaluations_saves_its_last_weights(settings, tmp_path, mo
     assert not [row for row in record["log_history"] if "eval_loss" in row]
     last = load_file(tmp_path / "run" / "checkpoint-11" / "model.safetensors")
     assert all(tensor.equal(last[name]) for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items())
+
+
+# ---- Compilation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A compiler that does nothing, and pays in runs of more than a minute."""
+    monkeypatch.setattr(budget, "compiling_pays", lambda seconds: seconds > 60)
+    monkeypatch.setattr(budget, "switch_on_compilation", lambda args: setattr(args, "torch_compile", True))
+
+
+@pytest.mark.parametrize(
+    ("length", "seconds_per_step", "pays"),
+    [
+        ({"minutes": 0.9}, 0.1, False),
+        ({"minutes": 1.1}, 0.1, True),
+        ({"minutes": None, "max_steps": 500}, 0.1, False),
+        ({"minutes": None, "max_steps": 500}, 0.2, True),
+    ],
+)
+def test_a_run_is_compiled_if_it_is_long_enough(length, seconds_per_step, pays, settings, compiler, monkeypatch):
+    costs = Costs(start=0.0, step=seconds_per_step, short_step=seconds_per_step, evaluation=1.0, checkpoint=0.0)
+    monkeypatch.setattr(budget, "measure", lambda *_: costs)
+    run = start_from(**{**settings, **length, "torch_compile": "auto"})
+    assert run.facts["environment"]["choices"]["compiled"] == pays
+    assert run.facts["arguments"]["torch_compile"] == pays
+
+
+def test_a_resumed_run_is_compiled_as_before(settings, compiler, monkeypatch):
+    settings = {**settings, "minutes": None, "torch_compile": "auto", "max_steps": 8}
+    monkeypatch.setattr(budget, "measure", lambda *_: COSTS)
+    interrupted(start_from(**settings), 4)
+    monkeypatch.setattr(budget, "compiling_pays", lambda seconds: pytest.fail("measured again"))
+    assert not start_from(**settings).args.torch_compile
+
+
+def test_switched_on_is_what_the_trainers_argument_does(tmp_path):
+    by_argument, switched = (CausalLMTrainingArguments(str(tmp_path), torch_compile=value) for value in (True, False))
+    hardware.switch_on_compilation(switched)
+    names = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+    assert [getattr(switched, name) for name in names] == [getattr(by_argument, name) for name in names]
+
+
+@pytest.mark.parametrize("value", ["true", "", "auto", "false"])
+def test_the_flag_is_true_false_or_auto(value):
+    parser = Parser(arguments.GROUPS, "")
+    *_, args = parser.parse(["--torch_compile", *([value] if value else [])])
+    assert (args.torch_compile, args.compile_if_it_pays) == (value in ("true", ""), value == "auto")

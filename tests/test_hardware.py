@@ -88,7 +88,7 @@ def test_auto_precision_follows_the_cpu_and_a_given_one_does_not(bf16, tmp_path,
     [
         ("cpu", True, False, 256, "short_windows"),
         ("cpu", True, False, 512, None),
-        ("cpu", True, True, 256, None),
+        ("cpu", True, True, 256, "short_windows"),
         ("cpu", False, False, 256, None),
         ("cuda", True, False, 256, None),
     ],
@@ -96,6 +96,16 @@ def test_auto_precision_follows_the_cpu_and_a_given_one_does_not(bf16, tmp_path,
 def test_attention_is_eager_where_the_fused_backward_pass_is_slow(device, bf16, compiled, context, expected):
     args = SimpleNamespace(device=torch.device(device), bf16=bf16, torch_compile=compiled)
     assert hardware.training_attention(args, context) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "compiler", "expected"),
+    [(300, "g++", False), (600, "g++", True), (600, "clang++", True), (600, "", False)],
+)
+def test_compiling_pays_in_a_long_run_where_there_is_a_compiler(seconds, compiler, expected, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == compiler else None)
+    assert hardware.compiling_pays(seconds) == expected
 
 
 def test_all_choices_are_facts_and_one_line(tmp_path, monkeypatch):

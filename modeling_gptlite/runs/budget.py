@@ -27,6 +27,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data.prepare import Prepared
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments
 from ..training.checkpointing import Checkpoints
+from ..training.hardware import compiling_pays, switch_on_compilation
 from ..training.trainer import CausalLMTrainer
 
 
@@ -112,6 +113,31 @@ def resolve(
     prepared.train.samples = len(prepared.train) // prepared.steps * args.max_steps
     prepared.steps = args.max_steps
     return budget
+
+
+def choose_compilation(
+    model,
+    args: CausalLMTrainingArguments,
+    prepared: Prepared,
+    checkpoint: Path | None,
+    callbacks: Iterable[TrainerCallback],
+) -> None:
+    """Replace `torch_compile="auto"` in `args`: as the checkpoint's run has it, else if the run is long enough.
+
+    Args:
+        callbacks: As for `measure`.
+    """
+    if not args.compile_if_it_pays:
+        return
+    if checkpoint is not None:
+        pays = bool(Checkpoints.recorded_run(checkpoint).get("torch_compile"))
+    elif args.minutes is not None:
+        pays = compiling_pays(60 * args.minutes)
+    else:
+        pays = compiling_pays(args.max_steps * step_seconds(measure(model, args, prepared, callbacks), args))
+    (pays,) = broadcast_object_list([pays])
+    if pays:
+        switch_on_compilation(args)
 
 
 def _recorded(run: Mapping[str, Any], given: Mapping[str, Any]) -> Budget:
@@ -215,7 +241,8 @@ def measure(
 def _time_steps(model, args, prepared: Prepared, callbacks, short_context: int | None) -> Costs:
     windows = len(prepared.validation)
     timed = min(windows, EVALUATION_BATCHES * args.per_device_eval_batch_size * args.world_size)
-    stopwatch = _Stopwatch(min(MEASURING_SECONDS, MEASURING_SHARE * 60 * args.minutes))
+    minutes = math.inf if args.minutes is None else args.minutes
+    stopwatch = _Stopwatch(min(MEASURING_SECONDS, MEASURING_SHARE * 60 * minutes))
     folder = Path(args.output_dir) / ".measuring"
     try:
         trainer = CausalLMTrainer(

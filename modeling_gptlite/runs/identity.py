@@ -83,6 +83,7 @@ def identify(
             "max_steps": args.max_steps,
             "windows per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
             "precision": precision(args),
+            "torch_compile": args.torch_compile,  # for `auto`; it may change
         }
     )
 

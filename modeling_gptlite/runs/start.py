@@ -36,7 +36,7 @@ from ..training.checkpointing import Checkpoints
 from ..training.trainer import CausalLMTrainer, whole_model
 from .advice import advise
 from .arguments import DataArguments, ModelArguments, changed, parse
-from .budget import MOST_STEPS, Budget, check_budget, resolve
+from .budget import MOST_STEPS, Budget, check_budget, choose_compilation, resolve
 from .build import check_lora, load_model_and_tokenizer, origin
 from .card import render_card
 from .identity import check_output_dir, check_same_run, find_checkpoint, identify
@@ -92,7 +92,7 @@ def start(
         UserError: A setting is not allowed, the text or the model cannot be loaded, the output folder holds a finished
             run, or its checkpoints belong to a run with other settings.
     """
-    given = changed(model, data, training) if given is None else given
+    given = dict(changed(model, data, training) if given is None else given)
     report = report if training.process_index == 0 else _silent
     training = copy.copy(training)  # the number of steps is set in it
     check_arguments(training)
@@ -107,9 +107,12 @@ def start(
     prompt = prepared.prompt if data.sample_prompt is None else data.sample_prompt
     checkpoint = find_checkpoint(training, report)
     budget = Budget()
+    samples = _samples(network, tokenizer, prompt, data.eval_sample_length, training.seed, io.StringIO())
+    choose_compilation(network, training, prepared, checkpoint, samples)
     if training.minutes is not None:
-        samples = _samples(network, tokenizer, prompt, data.eval_sample_length, training.seed, io.StringIO())
         budget = resolve(network, training, prepared, given, checkpoint, samples, report)
+    if "torch_compile" in given:
+        given["torch_compile"] = training.torch_compile
     settings = {**given, **budget.settings, **budget.measured}
     identity = identify(settings, training, prepared.facts, tokenizer, network)
     check_same_run(checkpoint, identity, report)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.hf_argparser import string_to_bool
 from transformers.integrations import integration_utils, is_deepspeed_available
 from transformers.utils import is_liger_kernel_available
 
@@ -21,6 +22,13 @@ from .hardware import multiplies_bf16
 
 class ArgumentError(UserError, ValueError):
     """An argument has a value that is not allowed, or that would have no effect."""
+
+
+class BoolOrAuto:
+    """The type of a flag that is true, false or auto; calling it gives a bool or "auto"."""
+
+    def __new__(cls, value: Any) -> Any:
+        return value if value == "auto" else string_to_bool(value)
 
 
 # ---- What happens to each argument ---------------------------------------------------------------------------------
@@ -144,6 +152,14 @@ class CausalLMTrainingArguments(_FixedArguments):
     short_context_fraction: float = field(
         default=0.6, metadata={"help": "Fraction of the steps that --short_context applies to."}
     )
+    torch_compile: BoolOrAuto = field(  # type: ignore[assignment]  # replaced by a bool
+        default=False,
+        metadata={
+            "help": "Compile the model: slower to start, faster steps. auto: if the run is long enough.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     minutes: float | None = field(
         default=None,
         metadata={"help": "Instead of --max_steps: as many steps as take this time, with evaluations and checkpoints."},
@@ -209,6 +225,10 @@ def _choose(args) -> None:
         args.bf16 = multiplies_bf16(device.type if device else "cpu")
     elif args.precision != "auto":
         args.bf16, args.fp16 = args.precision == "bf16", args.precision == "fp16"
+    args.compile_if_it_pays = args.torch_compile == "auto"
+    args.torch_compile = (
+        bool(args.torch_compile) and not args.compile_if_it_pays
+    )  # until the length of the run is known
     if args.lr_scheduler_type == "cosine_with_min_lr" and not args.lr_scheduler_kwargs:
         args.lr_scheduler_kwargs = {"min_lr_rate": args.min_learning_rate_ratio}
     if args.ddp_find_unused_parameters is None:
@@ -245,8 +265,8 @@ def _above(lowest: float) -> tuple[Callable[[Any], bool], str]:
     return lambda value: lowest < value < math.inf, f"above {lowest}"
 
 
-def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in names, f"one of {', '.join(names)}"
+def _one_of(*names: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in names, f"one of {', '.join(map(str, names))}"
 
 
 # What the value of one argument must be; None is always allowed.
@@ -276,6 +296,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataloader_num_workers": _at_least(0),
     "dataloader_prefetch_factor": _at_least(1),
     "dataloader_multiprocessing_context": _one_of(*multiprocessing.get_all_start_methods()),
+    "torch_compile": _one_of(True, False, "auto"),
     "torch_compile_mode": _one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "metric_for_best_model": _one_of("loss", "eval_loss"),
     "greater_is_better": (lambda value: not value, "false: a lower loss is better"),
@@ -325,6 +346,10 @@ _RULES: list[tuple[Callable[[Any], bool], str]] = [
     (
         lambda args: not args.use_liger_kernel or is_liger_kernel_available(),
         "--use_liger_kernel needs a package that is not installed; pip install liger-kernel",
+    ),
+    (
+        lambda args: args.torch_compile != "auto" or not (args.torch_compile_mode or args.torch_compile_backend),
+        "--torch_compile_mode and --torch_compile_backend always compile; with them, --torch_compile cannot be auto",
     ),
     (
         lambda args: args.minutes is None or not args.deepspeed,
