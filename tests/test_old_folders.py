@@ -27,7 +27,7 @@ MADE_WITH = ("2.13.0", "intel-avx512-bf16-amx")
 @pytest.fixture
 def old(tmp_path) -> Path:
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path / "old", filter="data")
+        archive.extractall(tmp_path / "old", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return tmp_path / "old"
 
 
