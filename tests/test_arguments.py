@@ -55,7 +55,7 @@ MISTAKES = {
     "galore": ({"optimizer": "trainer", "optim": "galore_adamw"}, "--optim galore_adamw: You need to install"),
     "bitsandbytes": ({"optimizer": "trainer", "optim": "adamw_8bit"}, "--optim adamw_8bit: You need to install"),
     "unknown optimizer": ({"optimizer": "trainer", "optim": "adam"}, "adam is not a valid OptimizerNames"),
-    "deepspeed": ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed"),
+    "deepspeed": ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "pip install deepspeed"),
     "deepspeed and minutes": ({"deepspeed": {"stage": 2}, "minutes": 5.0}, "cannot measure the speed of --deepspeed"),
     "liger": ({"use_liger_kernel": True}, "pip install liger-kernel"),
     "fsdp": ({"fsdp": "full_shard"}, "--fsdp needs several processes"),

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from modeling_gptlite.runs.identity import ResumeError
 from modeling_gptlite.runs.start import start_from
 from modeling_gptlite.training import hardware
 from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
-from modeling_gptlite.training.checkpointing import Checkpoints
+from modeling_gptlite.training.checkpointing import MANIFEST, Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts import train
 from scripts.parser import Parser
@@ -100,6 +101,11 @@ def test_minutes_must_be_above_zero(minutes, text_file, tmp_path, capsys):
 def test_a_trainer_alone_does_not_take_minutes(tmp_path):
     with pytest.raises(ArgumentError, match="needs max_steps"):
         CausalLMTrainer(tiny_model("modern-1m"), CausalLMTrainingArguments(str(tmp_path), minutes=5))
+
+
+def test_a_trainer_alone_does_not_take_auto(tmp_path):
+    with pytest.raises(ArgumentError, match="takes True or False"):
+        CausalLMTrainer(tiny_model("modern-1m"), CausalLMTrainingArguments(str(tmp_path), torch_compile="auto"))
 
 
 def test_minutes_replace_the_steps_of_a_recipe_and_what_depends_on_them(text_file, tmp_path, monkeypatch):
@@ -242,12 +248,18 @@ def test_a_run_is_compiled_if_it_is_long_enough(length, seconds_per_step, pays, 
     assert run.facts["arguments"]["torch_compile"] == pays
 
 
-def test_a_resumed_run_is_compiled_as_before(settings, compiler, monkeypatch):
+@pytest.mark.parametrize("was_compiled", [True, False])
+def test_a_resumed_run_is_compiled_as_before(was_compiled, settings, compiler, monkeypatch):
     settings = {**settings, "minutes": None, "torch_compile": "auto", "max_steps": 8}
     monkeypatch.setattr(budget, "measure", lambda *_: COSTS)
     interrupted(start_from(**settings), 4)
+    manifest = Path(settings["output_dir"], "checkpoint-4", MANIFEST)
+    content = json.loads(manifest.read_text())
+    assert content["run"]["torch_compile"] is False
+    content["run"]["torch_compile"] = was_compiled
+    manifest.write_text(json.dumps(content))
     monkeypatch.setattr(budget, "compiling_pays", lambda seconds: pytest.fail("measured again"))
-    assert not start_from(**settings).args.torch_compile
+    assert start_from(**settings).args.torch_compile == was_compiled
 
 
 def test_switched_on_is_what_the_trainers_argument_does(tmp_path):

@@ -189,7 +189,7 @@ def test_the_folder_of_an_unfinished_run_names_its_newest_checkpoint(here, capsy
 WRONG_TYPES = {
     "temperature": ("generation_config.json", {"do_sample": True, "temperature": "hot"}),
     "top_k": ("generation_config.json", {"do_sample": True, "top_k": "many"}),
-    "temperature, read only when sampling": ("generation_config.json", {"temperature": "hot"}),
+    "temperature, read only when sampling": ("generation_config.json", {"do_sample": False, "temperature": "hot"}),
     "a list of sampling defaults": ("generation_config.json", None),
     "a list as configuration": ("config.json", None),
     "a list as tokenizer": ("tokenizer.json", None),

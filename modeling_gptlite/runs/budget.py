@@ -129,6 +129,7 @@ def choose_compilation(
     """
     if not args.compile_if_it_pays:
         return
+    args.compile_if_it_pays = False  # from here on it is decided; what is measured is not compiled
     if checkpoint is not None:
         pays = bool(Checkpoints.recorded_run(checkpoint).get("torch_compile"))
     elif args.minutes is not None:

@@ -217,6 +217,8 @@ def _check_trainer(args: CausalLMTrainingArguments, given: dict[str, Any]) -> No
     check_arguments(args)
     if args.minutes is not None and args.max_steps < 1:
         raise ArgumentError("minutes need a run, which measures its speed; a trainer alone needs max_steps")
+    if args.compile_if_it_pays:
+        raise ArgumentError("torch_compile auto needs a run, which knows its length; a trainer takes True or False")
     for name in ("compute_metrics", "preprocess_logits_for_metrics"):
         if given.get(name) is not None:
             raise ArgumentError(f"{name} would not be called: evaluation computes the loss only, and keeps no logits")
