@@ -1,8 +1,10 @@
 """`runs/start.py`: a run that starts in Python is the run of the command, and resumes bit for bit;
 runs on examples."""
 
+import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_gptlite.errors import UserError
+from modeling_gptlite.runs import record as records
 from modeling_gptlite.runs.arguments import DataArguments, ModelArguments
 from modeling_gptlite.runs.identity import ResumeError
 from modeling_gptlite.runs.record import read_run
@@ -90,14 +93,19 @@ def test_a_finished_run_is_refused_before_the_text_is_read(trained):
         start_from(output_dir=str(trained), train_file=["nowhere.txt"])
 
 
-def test_the_time_of_training_adds_up_over_interruptions(settings):
-    run = interrupted(start_from(**settings), 14)
-    before = run.trainer.state.log_history[-1]["seconds"]
+def test_the_time_of_training_adds_up_over_interruptions(settings, monkeypatch):
+    ticks = itertools.count()  # a second passes whenever the clock is read
+    monkeypatch.setattr(records, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    interrupted(start_from(**settings), 14)
     resumed = start_from(**settings)
+    saved = json.loads((resumed.checkpoint / "trainer_state.json").read_text())["log_history"]
+    before = max(row["seconds"] for row in saved if "seconds" in row)
     record = resumed.train()
     after = record["results"]["train_seconds"]
     assert before > 0
-    assert after > before
+    new = [row["seconds"] for row in record["log_history"][len(saved) :] if "seconds" in row]
+    assert new == [before + tick for tick in range(1, len(new) + 1)]
+    assert after > new[-1]
     seconds = [row["seconds"] for row in record["log_history"] if "seconds" in row]
     assert seconds == sorted(seconds)
     assert resumed.clock.seconds() == after  # it stands still after training

@@ -94,7 +94,8 @@ def plain(value: Any) -> Any:
 class Clock(TrainerCallback):
     """Seconds of training, over all interruptions of a run.
 
-    Every row of the Trainer's log gets them as `seconds`, and so every checkpoint: a resumed run continues to count.
+    Every row of the Trainer's log gets them as `seconds`. A resumed run continues to count from the last row in its
+    checkpoint: the time between that row and the interruption is not counted.
     """
 
     def __init__(self):
