@@ -11,7 +11,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "training": (
         *("max_steps", "num_train_epochs", "minutes", "per_device_train_batch_size", "gradient_accumulation_steps"),
-        *("optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),
+        *("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum_warmup", "weight_decay"),
+        *("adam_beta1", "adam_beta2"),
         *("lr_scheduler_type", "min_learning_rate_ratio", "warmup_steps", "max_grad_norm"),
         *("short_context", "short_context_fraction", "seed"),
     ),

@@ -55,6 +55,8 @@ MISTAKES = {
     "galore": ({"optimizer": "trainer", "optim": "galore_adamw"}, "--optim galore_adamw: You need to install"),
     "bitsandbytes": ({"optimizer": "trainer", "optim": "adamw_8bit"}, "--optim adamw_8bit: You need to install"),
     "unknown optimizer": ({"optimizer": "trainer", "optim": "adam"}, "adam is not a valid OptimizerNames"),
+    "momentum": ({"muon_momentum_warmup": 0.5}, "--muon_momentum_warmup needs --optimizer muon; with adamw it has no"),
+    "all momentum": ({"muon_momentum_warmup": 1.5}, "--muon_momentum_warmup must be between 0 and 1, got 1.5"),
     "deepspeed": ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "pip install deepspeed"),
     "deepspeed and minutes": ({"deepspeed": {"stage": 2}, "minutes": 5.0}, "cannot measure the speed of --deepspeed"),
     "liger": ({"use_liger_kernel": True}, "pip install liger-kernel"),

@@ -127,6 +127,7 @@ def settings(text_file, tmp_path):
     return {
         "train_file": [str(text_file)],
         "output_dir": str(tmp_path / "run"),
+        "preset": "modern-1m",  # else the run would choose its size
         "model_overrides": sizes,
         "per_device_train_batch_size": 8,
         "short_context": 16,

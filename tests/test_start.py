@@ -30,6 +30,7 @@ MODEL = {
 DATA = {"sample_length": 40, "language": "en", "license": "cc0-1.0"}
 TRAINING = {
     "optimizer": "muon",
+    "muon_momentum_warmup": 1,
     "max_steps": 20,
     "warmup_steps": 2,
     "eval_steps": 10,

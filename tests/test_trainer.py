@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, CUT, IDS, REPO, TEXT, commits, same_weights, tiny_model, train_tiny, trainer_for
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from modeling_gptlite.data.windows import EvaluationWindows
 from modeling_gptlite.training.metrics import evaluate_loss
@@ -50,6 +50,19 @@ def test_early_windows_are_cut_into_pieces(tmp_path, monkeypatch):
 def test_impossible_pieces_are_refused(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer_for(tiny_model("modern-1m"), tmp_path, **settings)
+
+
+def test_the_momentum_of_muon_rises_and_stays(tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+            seen.append([group["momentum"] for group in optimizer.param_groups if "momentum" in group])
+
+    trainer = trainer_for(tiny_model("modern-1m"), tmp_path, steps=6, optimizer="muon", muon_momentum_warmup=2 / 3)
+    trainer.add_callback(Watch)
+    trainer.train()
+    assert seen == [[pytest.approx(momentum)] for momentum in (0.85, 0.875, 0.9, 0.925, 0.95, 0.95)]
 
 
 @pytest.mark.parametrize(("precision", "used"), [("bf16", "short_windows"), ("fp32", "sdpa")])

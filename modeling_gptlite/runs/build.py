@@ -52,16 +52,11 @@ def build_config(args: ModelArguments, tokenizer) -> GPTLiteConfig:
     """The preset for a tokenizer, with the fields in `model_overrides` replaced.
 
     Raises:
-        ModelError: The overrides are not a JSON object, a field is unknown or has a value that is not allowed, or the
-            vocabulary is smaller than the tokenizer's.
+        ModelError: `read_overrides` raises it, a field is unknown or has a value that is not allowed, or the vocabulary
+            is smaller than the tokenizer's.
     """
     fields = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    try:
-        overrides = json.loads(args.model_overrides or "{}")
-    except json.JSONDecodeError as error:
-        raise ModelError(f"--model_overrides is not JSON: {error}") from error
-    if not isinstance(overrides, dict):
-        raise ModelError(f"--model_overrides must be a JSON object of fields, got {args.model_overrides}")
+    overrides = read_overrides(args)
     size = overrides.setdefault("vocab_size", len(tokenizer))
     if isinstance(size, int) and size < len(tokenizer):
         raise ModelError(
@@ -71,6 +66,21 @@ def build_config(args: ModelArguments, tokenizer) -> GPTLiteConfig:
         return GPTLiteConfig.from_preset(args.preset, **{**fields, **overrides})
     except LOADING_ERRORS as error:
         raise ModelError(reason(error)) from error
+
+
+def read_overrides(args: ModelArguments) -> dict[str, Any]:
+    """The fields in `model_overrides`.
+
+    Raises:
+        ModelError: It is not a JSON object.
+    """
+    try:
+        overrides = json.loads(args.model_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ModelError(f"--model_overrides is not JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ModelError(f"--model_overrides must be a JSON object of fields, got {args.model_overrides}")
+    return overrides
 
 
 def _tokenizer(args: ModelArguments, source):

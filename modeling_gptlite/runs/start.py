@@ -34,9 +34,10 @@ from ..training.callbacks import (
 )
 from ..training.checkpointing import Checkpoints
 from ..training.trainer import CausalLMTrainer, whole_model
+from . import sizing
 from .advice import advise
 from .arguments import DataArguments, ModelArguments, changed, parse
-from .budget import MOST_STEPS, Budget, check_budget, choose_compilation, resolve
+from .budget import MOST_STEPS, Budget, check_budget, choose_compilation, measure, resolve, step_seconds
 from .build import check_lora, load_model_and_tokenizer, origin
 from .card import render_card
 from .identity import check_output_dir, check_same_run, find_checkpoint, identify
@@ -99,13 +100,18 @@ def start(
     check_budget(training, given)
     check_output_dir(training)
     check_lora(model, training)
-    transformers.set_seed(training.seed)
+    chooses_size = sizing.is_auto(model, training.minutes, given)
     with training.main_process_first():  # the other processes find the text and its ids in the cache
         source = open_source(data, report)
-        network, tokenizer = load_model_and_tokenizer(model, source, report)
-        prepared = _prepare(source, tokenizer, _context(network, data.context_length), data, training, report)
-    prompt = prepared.prompt if data.sample_prompt is None else data.sample_prompt
     checkpoint = find_checkpoint(training, report)
+    auto = {}
+    if chooses_size:
+        auto = sizing.recorded(checkpoint) if checkpoint else _choose_size(model, data, training, given, source)
+        model, given = sizing.apply(auto, model, training, given)
+    if auto:
+        report(sizing.describe(auto))
+    network, tokenizer, prepared = _load(model, data, training, source, report)
+    prompt = prepared.prompt if data.sample_prompt is None else data.sample_prompt
     budget = Budget()
     samples = _samples(network, tokenizer, prompt, data.eval_sample_length, training.seed, io.StringIO())
     choose_compilation(network, training, prepared, checkpoint, samples)
@@ -113,7 +119,7 @@ def start(
         budget = resolve(network, training, prepared, given, checkpoint, samples, report)
     if "torch_compile" in given:
         given["torch_compile"] = training.torch_compile
-    settings = {**given, **budget.settings, **budget.measured}
+    settings = {**given, **budget.settings, **budget.measured, **({sizing.AUTO: auto} if auto else {})}
     identity = identify(settings, training, prepared.facts, tokenizer, network)
     check_same_run(checkpoint, identity, report)
     facts = {
@@ -130,6 +136,25 @@ def start(
         **origin(model.model_name_or_path),
     }
     return Run(network, tokenizer, data, training, prepared, identity, facts, checkpoint, report)
+
+
+def _choose_size(model: ModelArguments, data: DataArguments, training, given, source) -> dict[str, Any]:
+    """The settings that `--preset auto` stands for, after the smallest model was measured."""
+    training = copy.copy(training)
+    training.compile_if_it_pays = False
+    model, given = sizing.apply(sizing.choose(tokens=1, steps=0), model, training, given)
+    network, _, prepared = _load(model, data, training, source, _silent)
+    steps = 60 * training.minutes / step_seconds(measure(network, training, prepared), training)
+    return sizing.choose(prepared.facts["train_tokens"], steps)
+
+
+def _load(model: ModelArguments, data: DataArguments, training, source, report) -> tuple[Any, Any, Prepared]:
+    """The model, the tokenizer and the windows, as if nothing had been computed before."""
+    transformers.set_seed(training.seed)
+    with training.main_process_first():
+        network, tokenizer = load_model_and_tokenizer(model, source, report)
+        prepared = _prepare(source, tokenizer, _context(network, data.context_length), data, training, report)
+    return network, tokenizer, prepared
 
 
 def _prepare(

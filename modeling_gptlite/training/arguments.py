@@ -37,7 +37,8 @@ class BoolOrAuto:
 # Every value acts, or is refused by `_RULES` or by transformers.
 _HONOURED = """
     output_dir resume_from_checkpoint seed full_determinism debug
-    optimizer muon_learning_rate precision min_learning_rate_ratio short_context short_context_fraction minutes
+    optimizer muon_learning_rate muon_momentum_warmup precision min_learning_rate_ratio minutes
+    short_context short_context_fraction
     per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
     optim optim_args optim_target_modules max_grad_norm label_smoothing_factor neftune_noise_alpha
@@ -113,7 +114,7 @@ def _default(argument) -> Any:
 
 @dataclass
 class CausalLMTrainingArguments(_FixedArguments):
-    """The Trainer's arguments with other defaults, and seven more.
+    """The Trainer's arguments with other defaults, and more of its own.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed, or that would have no effect.
@@ -136,6 +137,10 @@ class CausalLMTrainingArguments(_FixedArguments):
     )
     muon_learning_rate: float = field(
         default=0.02, metadata={"help": "Peak learning rate of Muon; that of AdamW is --learning_rate."}
+    )
+    muon_momentum_warmup: float = field(
+        default=0.0,
+        metadata={"help": "Fraction of the steps over which Muon's momentum rises from 0.85 to 0.95; 0: always 0.95."},
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
         default="auto",
@@ -276,6 +281,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gradient_accumulation_steps": _at_least(1),
     "learning_rate": _at_least(0),
     "muon_learning_rate": _at_least(0),
+    "muon_momentum_warmup": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "weight_decay": _at_least(0),
     "adam_beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "adam_beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -332,6 +338,10 @@ _RULES: list[tuple[Callable[[Any], bool], str]] = [
     (
         lambda args: args.optimizer == "trainer" or not (args.optim_args or args.optim_target_modules),
         "--optim_args and --optim_target_modules need --optimizer trainer",
+    ),
+    (
+        lambda args: args.optimizer == "muon" or not args.muon_momentum_warmup,
+        "--muon_momentum_warmup needs --optimizer muon; with {optimizer} it has no effect",
     ),
     (
         lambda args: (

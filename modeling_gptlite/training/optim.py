@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from .hardware import newton_schulz_dtype
 
 
+FIRST_MOMENTUM, MOMENTUM = 0.85, 0.95  # of Muon
+
+
 def build_adamw(
     model: nn.Module,
     learning_rate: float,
@@ -36,7 +39,7 @@ def build_muon(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    momentum: float = 0.95,
+    momentum: float = MOMENTUM,
 ) -> "MuonWithAdamW":
     """Muon (Jordan et al., 2024) for the hidden matrices, AdamW for embeddings, head, norms and biases.
 
@@ -63,6 +66,16 @@ def build_muon(
     )
 
 
+def warm_up_momentum(optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """Set Muon's momentum: from `FIRST_MOMENTUM` at `progress` 0 linearly to its own, `MOMENTUM`, at 1 and beyond.
+
+    At first the gradients change quickly, and an average over 20 of them lags behind. (As in modded-nanogpt.)
+    """
+    for group in optimizer.param_groups:
+        if "momentum" in group:
+            group["momentum"] = FIRST_MOMENTUM + (MOMENTUM - FIRST_MOMENTUM) * min(progress, 1.0)
+
+
 class StackedMuon(Muon):
     """torch's Muon, with the same state, which orthogonalises all matrices of one shape in one batched product.
 
@@ -71,7 +84,7 @@ class StackedMuon(Muon):
     Nesterov's; learning rates are scaled as in the original (Jordan et al., 2024).
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(self, params, lr: float, momentum: float = MOMENTUM, weight_decay: float = 0.0):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
 from .hardware import training_attention
 from .metrics import mean_loss, smoothed_loss, window_losses
-from .optim import build_adamw, build_muon
+from .optim import build_adamw, build_muon, warm_up_momentum
 
 
 __all__ = ["CausalLMTrainer", "CausalLMTrainingArguments", "whole_model"]
@@ -40,7 +40,8 @@ class CausalLMTrainer(Trainer):
     """A `Trainer` that does these things differently:
 
     * Optimizers: AdamW that decays matrices only, or Muon for the hidden matrices (`optimizers_of`).
-    * Training: the fastest attention for the hardware (`train`); early windows in pieces (`training_step`).
+    * Training: the fastest attention for the hardware (`train`); early windows in pieces (`training_step`), and early
+      momentum low (`_WarmUpMomentum`).
     * Loss: label smoothing of labels that are shifted already (`__init__`); one that is not finite ends training.
     * Evaluation: the mean loss over every target of the split (`evaluation_loop`).
     * Checkpoints: complete or absent, with a manifest (`_save_checkpoint`); the best one is checked before it is loaded
@@ -84,6 +85,8 @@ class CausalLMTrainer(Trainer):
             self.init_hf_repo()
         self.add_callback(_RelocateBest(self.checkpoints))
         self.add_callback(StopOnDivergence)
+        if args.muon_momentum_warmup:
+            self.add_callback(_WarmUpMomentum)
 
     # ---- Training --------------------------------------------------------------------------------------------------
 
@@ -267,3 +270,10 @@ class _RelocateBest(TrainerCallback):
         best = self.checkpoints.folder(state.best_global_step or 0)
         if best.is_dir():
             state.best_model_checkpoint = str(best)
+
+
+class _WarmUpMomentum(TrainerCallback):
+    """Muon's momentum depends only on the step, so that a resumed run has the same one."""
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        warm_up_momentum(optimizer, state.global_step / (args.muon_momentum_warmup * state.max_steps))

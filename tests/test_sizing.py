@@ -1,0 +1,140 @@
+"""`--preset auto`: the size of a model from the text, the minutes and the speed of the machine."""
+
+import json
+
+import pytest
+from helpers import interrupted, refused, same_weights
+
+from modeling_gptlite.runs import budget, sizing, start
+from modeling_gptlite.runs.budget import Costs
+from modeling_gptlite.runs.identity import ResumeError
+from modeling_gptlite.runs.sizing import SIZES, Size, choose
+from modeling_gptlite.runs.start import start_from
+from modeling_gptlite.training.checkpointing import Checkpoints
+from scripts import train
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+# ---- The table -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("row", "size"), list(enumerate(SIZES)))
+def test_each_size_is_chosen_from_its_number_of_steps_on(row, size):
+    fields = choose(tokens=10**9, steps=size.least)["model_overrides"]
+    assert fields == {**size.fields, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    if row:
+        assert choose(tokens=10**9, steps=size.least - 1)["model_overrides"].items() >= SIZES[row - 1].fields.items()
+
+
+def test_dropout_grows_with_the_passes_over_the_text():
+    rates = [choose(tokens, steps=5000)["model_overrides"]["hidden_dropout"] for tokens in (10**9, 700_000, 200_000)]
+    assert rates == [0.0, 0.1, 0.2]
+
+
+# ---- Runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(text_file, tmp_path, monkeypatch):
+    """A run of six seconds, in which the smallest of two small models takes a second for 100 steps."""
+    sizes = Size(0, 1.0, SMALL), Size(1000, 2.0, {**SMALL, "hidden_size": 64})
+    monkeypatch.setattr(sizing, "SIZES", sizes)
+    costs = Costs(start=0.0, step=0.1, short_step=0.1, evaluation=1.0, checkpoint=0.0)
+    for module in (start, budget):
+        monkeypatch.setattr(module, "measure", lambda *_: costs)
+    return {
+        "train_file": [str(text_file)],
+        "output_dir": str(tmp_path / "run"),
+        "sample_length": 10,
+        "eval_sample_length": 0,
+        "minutes": 0.1,
+    }
+
+
+def chosen(run) -> dict:
+    return json.loads(run.facts["arguments"]["model_overrides"])
+
+
+@pytest.mark.parametrize("model", [{}, {"preset": "auto"}])
+def test_a_run_with_minutes_and_no_model_chooses_its_size(model, settings, capsys):
+    run = start_from(**settings, **model)
+    assert "auto: 2 layers of width 32" in capsys.readouterr().out
+    assert run.trainer.model.config.hidden_size == 32
+    assert run.facts["arguments"].items() >= {**sizing.OPTIMIZER, "preset": "modern-1m"}.items()
+    assert run.args.max_steps == 48
+    assert (run.args.lr_scheduler_type, run.args.lr_scheduler_kwargs) == ("linear", {})
+    assert type(run.trainer.create_optimizer()).__name__ == "MuonWithAdamW"
+
+
+def test_more_time_makes_a_larger_model(settings):
+    assert start_from(**{**settings, "minutes": 2}).trainer.model.config.hidden_size == 64
+
+
+@pytest.mark.parametrize("model", ["preset", "model_name_or_path"])
+def test_a_run_with_a_model_keeps_it(model, settings, tmp_path):
+    name = "modern-1m"
+    if model == "model_name_or_path":
+        start_from(**{**settings, "output_dir": str(tmp_path / "base"), "minutes": None, "max_steps": 1}).train()
+        name = str(tmp_path / "base")
+    run = start_from(**settings, **{model: name})
+    assert run.trainer.model.config.hidden_size == 128
+    assert "optimizer" not in run.facts["arguments"]
+
+
+def test_what_is_given_comes_first(settings):
+    own = {"model_overrides": {"num_hidden_layers": 1}, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
+    run = start_from(**settings, **own)
+    assert chosen(run).items() >= {"hidden_size": 32, "num_hidden_layers": 1}.items()
+    assert (run.args.learning_rate, run.args.per_device_train_batch_size) == (1e-3, 4)
+    assert run.args.optimizer == "muon"
+
+
+def test_another_optimizer_has_its_own_rates(settings):
+    run = start_from(**settings, optimizer="adamw")
+    assert (run.args.learning_rate, run.args.weight_decay, run.args.muon_momentum_warmup) == (1e-3, 0.1, 0.0)
+    assert chosen(run)["hidden_size"] == 32
+
+
+def test_auto_needs_minutes(text_file, tmp_path, capsys):
+    output = tmp_path / "run"
+    flags = [f"--train_file={text_file}", f"--output_dir={output}", "--preset=auto", "--max_steps=5"]
+    refused(train.main, *flags, capsys=capsys, told=["--preset auto needs --minutes"])
+    assert not output.exists()
+
+
+def test_a_run_that_chose_its_size_is_an_ordinary_run(settings, tmp_path):
+    record = start_from(**settings).train()
+    start_from(**{**record["arguments"], **settings, "minutes": None, "output_dir": str(tmp_path / "ordinary")}).train()
+    assert same_weights(tmp_path / "run", tmp_path / "ordinary")
+
+
+def test_a_resumed_run_keeps_its_size(settings, tmp_path, monkeypatch):
+    start_from(**{**settings, "output_dir": str(tmp_path / "whole")}).train()
+    interrupted(start_from(**settings), 24)
+    assert (
+        Checkpoints.recorded_run(tmp_path / "run" / "checkpoint-24")["auto"]["model_overrides"].items() >= SMALL.items()
+    )
+    for module in (start, budget):
+        monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(sizing, "SIZES", (Size(0, 1.0, {**SMALL, "hidden_size": 64}),))  # another version's
+    start_from(**settings).train()
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_another_setting_does_not_resume_it(settings):
+    interrupted(start_from(**settings), 24)
+    with pytest.raises(ResumeError, match=r"learning_rate was 0\.006 and is now 0\.1"):
+        start_from(**settings, learning_rate=0.1)
+
+
+def test_minutes_resume_a_run_that_did_not_choose_its_size(settings):
+    """As those of versions before, in which minutes alone meant the default model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizing, "is_auto", lambda *_: False)
+        interrupted(start_from(**settings, model_overrides=SMALL), 24)
+    run = start_from(**settings, model_overrides=SMALL)
+    assert run.checkpoint is not None
+    assert run.trainer.model.config.hidden_size == 32
+    assert run.args.optimizer == "adamw"
