@@ -87,7 +87,7 @@ def loss_cell(figures: dict) -> str:
 def loss_rows() -> Iterator[str]:
     results = [load("time_to_loss", machine).get("results", {}) for machine in MACHINES]
     for name in dict.fromkeys(name for machine in results for name in machine):
-        shown = "nanoGPT's CPU example" if name == "nanoGPT" else f"`{name}`"
+        shown = {"nanoGPT": "nanoGPT's CPU example", GPT2: f"{GPT2}, the same settings"}.get(name, f"`{name}`")
         yield from row(shown, [loss_cell(machine.get(name, {})) for machine in results])
 
 

@@ -1,6 +1,6 @@
-"""Whole runs, from process start to saved model: recipes of this package compared with nanoGPT's CPU example.
+"""Whole runs, from process start to saved model: recipes of this package, nanoGPT's CPU example, transformers' GPT-2.
 
-    python -m benchmarks.time_to_loss --nanogpt ../nanoGPT
+    python -m benchmarks.time_to_loss --nanogpt ../nanoGPT --gpt2
 
 nanoGPT estimates its loss on random windows. Here its saved checkpoint is evaluated like every model in this project:
 over the whole validation split, in non-overlapping windows of the context length, with every target counted. Prepare
@@ -9,6 +9,7 @@ the data in the checkout first (`python data/shakespeare_char/prepare.py`).
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,16 +23,23 @@ NANOGPT_ON_A_CPU = """config/train_shakespeare_char.py --device=cpu --compile=Fa
     --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000
     --dropout=0.0"""
 
+GPT2 = "transformers' GPT-2"
+
 
 def run_nanogpt(checkout: str, flags: str) -> dict:
-    """Seconds of nanoGPT's `train.py` with these flags, and the loss of the checkpoint that it saved."""
+    """Seconds of nanoGPT's `train.py` with these flags, the loss of the checkpoint that it saved, and its own log."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", *flags.split(), f"--out_dir={folder}"]
-        began = time.perf_counter()
-        subprocess.run(command, cwd=checkout, check=True, capture_output=True)
+        command = [sys.executable, "-u", "train.py", *flags.split(), f"--out_dir={folder}"]
+        began, lines = time.perf_counter(), []
+        with subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, text=True) as process:
+            lines = [(time.perf_counter(), line) for line in process.stdout or ()]
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed")
         seconds = time.perf_counter() - began
         loss = common.in_a_process("benchmarks.time_to_loss", "--nanogpt", checkout, "--evaluate", f"{folder}/ckpt.pt")
-    return {"seconds": seconds, **loss}
+    evaluated = [(when, re.search(r"step \d+: .* val loss (\S+)", line)) for when, line in lines]
+    curve = [(when, float(match[1])) for when, match in evaluated if match]
+    return {"seconds": seconds, **loss, "curve": [(when - curve[0][0], loss) for when, loss in curve[1:]]}
 
 
 def evaluate_nanogpt(checkout: str, checkpoint: str) -> dict:
@@ -56,37 +64,80 @@ def evaluate_nanogpt(checkout: str, checkpoint: str) -> dict:
     return {"validation_loss": mean_loss(per_window)}
 
 
-def run_recipe(name: str, seed: int) -> dict:
+def run_recipe(recipe: str, seed: int, *more: str) -> dict:
+    """Seconds, loss and curve of `gptlite train` with a recipe, which flags may follow."""
+    name, *flags = recipe.split()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--config", f"recipes/{name}.yaml", "--output_dir", f"{folder}/model", "--seed", str(seed)]
+        arguments = ["--config", f"recipes/{name}.yaml", *flags, *more, "--output_dir", f"{folder}/model"]
+        command = [sys.executable, "-m", "scripts.train", *arguments, "--seed", str(seed)]
         began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "scripts.train", *arguments], cwd=common.ROOT, check=True, capture_output=True
-        )
+        subprocess.run(command, cwd=common.ROOT, check=True, capture_output=True)
         seconds = time.perf_counter() - began
-        results = json.loads(Path(folder, "model", "run.json").read_text(encoding="utf-8"))["results"]
+        run = json.loads(Path(folder, "model", "run.json").read_text(encoding="utf-8"))
+    results = run["results"]
+    evaluated = [(row["seconds"], row["eval_loss"]) for row in run["log_history"] if "eval_loss" in row]
     return {
         "seconds": seconds,
         "training_seconds": results["train_seconds"],
         "validation_loss": results["loss"],
+        "curve": evaluated or [(results["train_seconds"], results["loss"])],
     }
+
+
+def run_gpt2(seed: int) -> dict:
+    """transformers' GPT-2 of the same size, with nanoGPT's settings and this package's Trainer."""
+    with tempfile.TemporaryDirectory() as folder:
+        common.in_a_process("benchmarks.time_to_loss", "--write_gpt2", folder)
+        return run_recipe("nanogpt_cpu", seed, "--model_name_or_path", folder)
+
+
+def write_gpt2(folder: str, dataset: str = "tinyshakespeare") -> dict:
+    """Save an untrained GPT-2 for the characters of a built-in text."""
+    from benchmarks.train_speed import SIZES, build
+    from modeling_gptlite.data.sources import SourceArguments, open_source
+    from tokenization import build_char_tokenizer
+
+    tokenizer = build_char_tokenizer(open_source(SourceArguments(dataset=dataset)).texts())
+    model = build("GPT-2", SIZES["cpu"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.bos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="training runs of each")
-    parser.add_argument("--recipes", nargs="+", default=["sprint", "quickstart"], help="recipes of this package")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["sprint", "quickstart"], help="of this package; flags may follow in quotes"
+    )
+    parser.add_argument("--gpt2", action="store_true", help="also train transformers' GPT-2")
+    parser.add_argument("--write_gpt2", help=argparse.SUPPRESS)
     parser.add_argument("--nanogpt", default="", help="folder of a checkout of nanoGPT")
     parser.add_argument("--evaluate", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.evaluate:
         print(json.dumps(evaluate_nanogpt(options.nanogpt, options.evaluate)))
         return
+    if options.write_gpt2:
+        print(json.dumps(write_gpt2(options.write_gpt2)))
+        return
 
-    seeds = {name: iter(range(1, options.rounds + 1)) for name in options.recipes}
-    measures = {name: (lambda name=name: run_recipe(name, next(seeds[name]))) for name in options.recipes}
+    seeds = {name: iter(range(1, options.rounds + 1)) for name in [*options.recipes, GPT2]}
+    runs = {name: (lambda name=name: run_recipe(name, next(seeds[name]))) for name in options.recipes}
     if options.nanogpt:
-        measures["nanoGPT"] = lambda: run_nanogpt(options.nanogpt, NANOGPT_ON_A_CPU)
+        runs["nanoGPT"] = lambda: run_nanogpt(options.nanogpt, NANOGPT_ON_A_CPU)
+    if options.gpt2:
+        runs[GPT2] = lambda: run_gpt2(next(seeds[GPT2]))
+    curves: dict[str, list] = {}
+
+    def measure(name: str) -> dict:
+        figures = runs[name]()
+        curves[name] = [[round(value, 4) for value in point] for point in figures.pop("curve")]  # of the last round
+        return figures
+
+    measures = {name: (lambda name=name: measure(name)) for name in runs}
     results = common.measure_in_turn(measures, options.rounds)
     table = common.ratios(results, "seconds", [(name, "nanoGPT") for name in options.recipes])
     common.record(
@@ -94,6 +145,7 @@ def main():
         "whole runs: seconds, and the final validation loss",
         results=results,
         ratios=table,
+        curves=curves,
     )
 
 

@@ -143,6 +143,21 @@ def test_utilisation_is_of_the_peak_that_the_maker_states(monkeypatch):
     assert gpu_speed.peak_flops(torch.device("cuda")) is None
 
 
+def test_whole_runs_are_measured_and_drawn(tmp_path):
+    from benchmarks import picture, time_to_loss
+
+    time_to_loss.write_gpt2(str(tmp_path / "gpt2"), "python-docs")
+    recipe = "nanogpt_cpu --dataset=python-docs --max_steps=4 --eval_steps=2 --eval_sample_length=0 --sample_length=0"
+    figures = time_to_loss.run_recipe(recipe, 1, f"--model_name_or_path={tmp_path / 'gpt2'}")
+    curve = figures["curve"]
+    assert len(curve) == 2
+    assert 0 < curve[0][0] < curve[1][0] <= figures["training_seconds"] < figures["seconds"]
+    assert curve[1][1] == pytest.approx(figures["validation_loss"], abs=0.01)
+    record = {"environment": {"hardware": "a CPU"}, "curves": {"GPT-2": curve, "sprint": curve}}
+    picture.draw({"avx2": record}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", ["gptlite nanogpt fp32", "gptlite modern auto", "GPT-2, transformers' Trainer"])
 def test_a_training_measurement_runs(name, tmp_path, monkeypatch):
     from benchmarks import train_speed

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from helpers import interrupted, refused, same_weights
+from helpers import ANSWERS, interrupted, refused, same_weights, write_rows
 
-from modeling_gptlite.runs import budget, sizing, start
+from modeling_gptlite.runs import budget, sizing
 from modeling_gptlite.runs.budget import Costs
 from modeling_gptlite.runs.identity import ResumeError
 from modeling_gptlite.runs.sizing import SIZES, Size, choose
@@ -42,8 +42,7 @@ def settings(text_file, tmp_path, monkeypatch):
     sizes = Size(0, 1.0, SMALL), Size(1000, 2.0, {**SMALL, "hidden_size": 64})
     monkeypatch.setattr(sizing, "SIZES", sizes)
     costs = Costs(start=0.0, step=0.1, short_step=0.1, evaluation=1.0, checkpoint=0.0)
-    for module in (start, budget):
-        monkeypatch.setattr(module, "measure", lambda *_: costs)
+    monkeypatch.setattr(budget, "measure", lambda *_: costs)
     return {
         "train_file": [str(text_file)],
         "output_dir": str(tmp_path / "run"),
@@ -91,6 +90,17 @@ def test_what_is_given_comes_first(settings):
     assert run.args.optimizer == "muon"
 
 
+@pytest.mark.parametrize(
+    "own", [{"context_length": 100}, {"model_overrides": {"max_position_embeddings": 100}}, "rows"]
+)
+def test_windows_are_cut_into_pieces_where_that_is_possible(own, settings, tmp_path):
+    assert start_from(**settings).args.short_context == 64
+    if own == "rows":
+        own = {"train_file": [str(write_rows(tmp_path / "rows.jsonl", ANSWERS))]}
+    run = start_from(**{**settings, **own})
+    assert (run.args.short_context, run.args.optimizer) == (None, "muon")
+
+
 def test_another_optimizer_has_its_own_rates(settings):
     run = start_from(**settings, optimizer="adamw")
     assert (run.args.learning_rate, run.args.weight_decay, run.args.muon_momentum_warmup) == (1e-3, 0.1, 0.0)
@@ -116,8 +126,7 @@ def test_a_resumed_run_keeps_its_size(settings, tmp_path, monkeypatch):
     assert (
         Checkpoints.recorded_run(tmp_path / "run" / "checkpoint-24")["auto"]["model_overrides"].items() >= SMALL.items()
     )
-    for module in (start, budget):
-        monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(budget, "measure", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(sizing, "SIZES", (Size(0, 1.0, {**SMALL, "hidden_size": 64}),))  # another version's
     start_from(**settings).train()
     assert same_weights(tmp_path / "run", tmp_path / "whole")

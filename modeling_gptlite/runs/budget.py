@@ -204,6 +204,12 @@ def step_seconds(costs: Costs, args: CausalLMTrainingArguments) -> float:
     return short * costs.short_step + (1 - short) * costs.step
 
 
+def steps_in_time(model, args: CausalLMTrainingArguments, prepared: Prepared) -> float:
+    """How many steps of `model` take `args.minutes`, which `measure` finds; with evaluations, they take longer."""
+    assert args.minutes is not None
+    return 60 * args.minutes / step_seconds(measure(model, args, prepared), args)
+
+
 def _intervals(args: CausalLMTrainingArguments, steps: int) -> tuple[int, int]:
     """How often a run of so many steps evaluates and saves with the intervals of `args`."""
 

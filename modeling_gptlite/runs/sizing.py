@@ -1,6 +1,6 @@
 """`--preset auto`: the size of the model and the settings that suit a text, the minutes and the machine.
 
-chosen = choose(tokens=1_003_854, steps=1400)  # {"optimizer": "muon", "model_overrides": {"hidden_size": 128, ...}, ...}
+chosen = choose(tokens=1_003_854, steps=1400)  # {"model_overrides": {"hidden_size": 128, ...}, "optimizer": ...}
 
 Time is counted in steps of the smallest model, whose speed is measured, so that one table serves every machine.
 `benchmarks/tuning.md` says how the table was found.
@@ -34,6 +34,7 @@ OPTIMIZER: dict[str, Any] = {
     "weight_decay": 0.0,
     "lr_scheduler_type": "linear",
 }
+PIECES = {"short_context": 64, "short_context_fraction": 0.6}
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,19 @@ def is_auto(args: ModelArguments, minutes: float | None, given: Mapping[str, Any
     return is_new and minutes is not None and (args.preset == AUTO or "preset" not in given)
 
 
-def choose(tokens: int, steps: float) -> dict[str, Any]:
-    """Settings for a training text of `tokens` and a time in which the smallest model takes `steps`."""
+def choose(tokens: int, steps: float, divides: bool = True) -> dict[str, Any]:
+    """Settings for a training text of `tokens` and a time in which the smallest model takes `steps`.
+
+    Args:
+        divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
+    """
     size = [size for size in SIZES if size.least <= steps][-1]
     context = GPTLiteConfig.from_preset(BASE).max_position_embeddings
     passes = steps / size.cost * BATCH * context / tokens
     dropout = max(rate for least, rate in DROPOUT if least <= passes)
     fields = {**size.fields, "hidden_dropout": dropout, "attention_dropout": dropout}
-    return {**OPTIMIZER, "per_device_train_batch_size": BATCH, "model_overrides": fields}
+    pieces = PIECES if divides else {}
+    return {**OPTIMIZER, **pieces, "per_device_train_batch_size": BATCH, "model_overrides": fields}
 
 
 def recorded(checkpoint: Path) -> dict[str, Any]:

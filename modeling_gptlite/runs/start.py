@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 from transformers import GenerationConfig, TrainerCallback
 
+from ..data.layouts import TEXT
 from ..data.prepare import Prepared, prepare
 from ..data.sources import open_source
 from ..errors import UserError
@@ -37,7 +38,7 @@ from ..training.trainer import CausalLMTrainer, whole_model
 from . import sizing
 from .advice import advise
 from .arguments import DataArguments, ModelArguments, changed, parse
-from .budget import MOST_STEPS, Budget, check_budget, choose_compilation, measure, resolve, step_seconds
+from .budget import MOST_STEPS, Budget, check_budget, choose_compilation, resolve, steps_in_time
 from .build import check_lora, load_model_and_tokenizer, origin
 from .card import render_card
 from .identity import check_output_dir, check_same_run, find_checkpoint, identify
@@ -142,10 +143,11 @@ def _choose_size(model: ModelArguments, data: DataArguments, training, given, so
     """The settings that `--preset auto` stands for, after the smallest model was measured."""
     training = copy.copy(training)
     training.compile_if_it_pays = False
-    model, given = sizing.apply(sizing.choose(tokens=1, steps=0), model, training, given)
+    # Pieces must divide the context, which is known if nothing is given that sets it.
+    divides = source.layout is TEXT and not given.keys() & {"context_length", "model_overrides"}
+    model, _ = sizing.apply(sizing.choose(1, 0, divides), model, training, given)
     network, _, prepared = _load(model, data, training, source, _silent)
-    steps = 60 * training.minutes / step_seconds(measure(network, training, prepared), training)
-    return sizing.choose(prepared.facts["train_tokens"], steps)
+    return sizing.choose(prepared.facts["train_tokens"], steps_in_time(network, training, prepared), divides)
 
 
 def _load(model: ModelArguments, data: DataArguments, training, source, report) -> tuple[Any, Any, Prepared]:
