@@ -158,6 +158,15 @@ def test_whole_runs_are_measured_and_drawn(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_time_budget_is_measured(text_file):
+    from benchmarks import budgets
+
+    small = ['--model_overrides={"hidden_size": 32, "num_hidden_layers": 1}', "--eval_sample_length=0"]
+    figures = budgets.run([f"--train_file={text_file}"], 0.1, "auto", *small)
+    assert 0 < figures["training_seconds"] < 10
+    assert figures["steps"] > 0
+
+
 @pytest.mark.parametrize("name", ["gptlite nanogpt fp32", "gptlite modern auto", "GPT-2, transformers' Trainer"])
 def test_a_training_measurement_runs(name, tmp_path, monkeypatch):
     from benchmarks import train_speed
