@@ -2,8 +2,8 @@
 
     python -m benchmarks.budgets --minutes 1 --train_file tinyshakespeare.txt large.txt
 
-Each run is a command of its own, alone on the machine, and takes the minutes that it is given. The built-in documentation
-of Python is always one of the texts.
+Each run is a command of its own, alone on the machine, and takes the minutes that it is given. One of the texts is always the
+documentation that Python contains.
 """
 
 import argparse

@@ -32,7 +32,8 @@ def draw(by_kind: dict[str, dict], path: Path) -> None:
         for name, curve in record["curves"].items():
             color = next(others) if "GPT" in name else next(ours)
             seconds, losses = zip(*curve, strict=True)
-            axes.plot(seconds, losses, color=color, marker="o", markersize=3, label=f"{name}: {losses[-1]:.3f}")
+            label = f"{name.split(' --eval')[0]}: {losses[-1]:.3f}"  # how often it is evaluated is to be seen
+            axes.plot(seconds, losses, color=color, marker="o", markersize=3, label=label)
         axes.set(title=f"{record['environment']['hardware']}, {kind}", xlabel="seconds of training", xlim=(0, None))
         axes.set_title(axes.get_title(), fontsize=10)
         axes.grid(alpha=0.25)

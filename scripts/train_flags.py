@@ -11,8 +11,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "training": (
         *("max_steps", "num_train_epochs", "minutes", "per_device_train_batch_size", "gradient_accumulation_steps"),
-        *("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum_warmup", "weight_decay"),
-        *("adam_beta1", "adam_beta2"),
+        *("optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),
         *("lr_scheduler_type", "min_learning_rate_ratio", "warmup_steps", "max_grad_norm"),
         *("short_context", "short_context_fraction", "seed"),
     ),
@@ -29,6 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 # The Trainer's own help for these takes several lines each.
 SHORT_HELP = {
+    "preset": "New model: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, -10m, -124m, or auto: what suits text and "
+    "time. Default: auto with --minutes, else modern-1m.",
     "max_steps": "Optimizer steps. Default: as many as --num_train_epochs takes.",
     "num_train_epochs": "Passes over the training text, unless --max_steps is given.",
     "gradient_accumulation_steps": "Batches whose gradients are added up before each optimizer step.",

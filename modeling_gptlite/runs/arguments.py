@@ -23,9 +23,8 @@ class ModelArguments:
     preset: str = field(
         default="modern-1m",
         metadata={
-            "help": "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m or "
-            "modern-124m; or auto, whose size and settings suit the text, --minutes and the machine. Default: auto "
-            "with --minutes, else modern-1m."
+            "help": "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m, "
+            "modern-124m, or auto: what suits text and time. Default: auto with --minutes, else modern-1m."
         },
     )
     model_overrides: str | None = field(
