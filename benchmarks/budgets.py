@@ -2,7 +2,7 @@
 
     python -m benchmarks.budgets --minutes 1 --train_file tinyshakespeare.txt large.txt
 
-Each run is a command of its own, alone on the machine, and takes the minutes that it is given. One of the texts is always the
+Each run is a command of its own, alone on the machine, and takes the minutes that it is given. One text is always the
 documentation that Python contains.
 """
 

@@ -29,7 +29,7 @@ def test_each_size_is_chosen_from_its_number_of_steps_on(row, size):
 
 
 def test_dropout_grows_with_the_passes_over_the_text():
-    rates = [choose(tokens, steps=5000)["model_overrides"]["hidden_dropout"] for tokens in (10**9, 700_000, 200_000)]
+    rates = [choose(tokens, steps=5000)["model_overrides"]["hidden_dropout"] for tokens in (10**9, 10**6, 10**5 // 2)]
     assert rates == [0.0, 0.1, 0.2]
 
 
@@ -65,6 +65,13 @@ def test_a_run_with_minutes_and_no_model_chooses_its_size(model, settings, capsy
     assert run.args.max_steps == 48
     assert (run.args.lr_scheduler_type, run.args.lr_scheduler_kwargs) == ("linear", {})
     assert type(run.trainer.create_optimizer()).__name__ == "MuonWithAdamW"
+
+
+def test_a_run_ends_before_its_time_if_the_text_is_short(settings, monkeypatch, capsys):
+    monkeypatch.setattr(sizing, "STEPS_OF_SHORT", 20)
+    assert start_from(**settings).args.max_steps == 20
+    assert "because more would not help" in capsys.readouterr().out
+    assert start_from(**settings, preset="modern-1m").args.max_steps == 48
 
 
 def test_more_time_makes_a_larger_model(settings):

@@ -89,6 +89,7 @@ def resolve(
     checkpoint: Path | None,
     callbacks: Iterable[TrainerCallback],
     report: Callable[[str], None],
+    most_steps: int = MOST_STEPS,
 ) -> Budget:
     """Set the number of steps in `args` and `prepared`: the checkpoint's, or one that `measure` and `fit` find.
 
@@ -97,6 +98,7 @@ def resolve(
         given: The settings that were given, by name.
         checkpoint: To resume from.
         callbacks: As for `measure`.
+        most_steps: After which the run ends before its time.
 
     Raises:
         ArgumentError: There is not enough time for one step.
@@ -106,8 +108,10 @@ def resolve(
     else:
         costs = measure(model, args, prepared, callbacks)
         seconds = step_seconds(costs, args)
-        budget = Budget(fit(costs, args, given), {"seconds_per_step": seconds})
-        report(f"{args.minutes:g} minutes: {budget.settings['max_steps']:,} steps of {1000 * seconds:.1f} ms")
+        budget = Budget(fit(costs, args, given, most_steps), {"seconds_per_step": seconds})
+        steps = budget.settings["max_steps"]
+        why = ", because more would not help with so little text" if steps == most_steps else ""
+        report(f"{args.minutes:g} minutes: {steps:,} steps of {1000 * seconds:.1f} ms{why}")
     for name, value in budget.settings.items():
         setattr(args, name, value)
     prepared.train.samples = len(prepared.train) // prepared.steps * args.max_steps
@@ -158,11 +162,14 @@ def check_budget(args: CausalLMTrainingArguments, given: Mapping[str, Any]) -> N
                 raise ArgumentError(f"give either --minutes or --{name}, not both: each determines the number of steps")
 
 
-def fit(costs: Costs, args: CausalLMTrainingArguments, given: Mapping[str, Any]) -> dict[str, int]:
+def fit(
+    costs: Costs, args: CausalLMTrainingArguments, given: Mapping[str, Any], most_steps: int = MOST_STEPS
+) -> dict[str, int]:
     """The settings with which training, evaluations, samples and checkpoints included, takes `args.minutes`.
 
     Args:
         given: The settings that were given, by name: the others are adapted to the number of steps.
+        most_steps: As for `resolve`.
 
     Returns:
         Values for names in `FITTED`. If one evaluation would take too much of the time, they postpone it beyond the
@@ -182,7 +189,7 @@ def fit(costs: Costs, args: CausalLMTrainingArguments, given: Mapping[str, Any])
         times = _intervals(args, steps) if keeps_intervals else (evaluations, saves)
         return steps * step_seconds(costs, args) + times[0] * costs.evaluation + times[1] * costs.checkpoint
 
-    steps = bisect.bisect_right(range(1, MOST_STEPS), seconds, key=total)
+    steps = min(bisect.bisect_right(range(1, MOST_STEPS), seconds, key=total), most_steps)
     if steps < 1:
         raise ArgumentError(
             f"--minutes {args.minutes:g} is too short: one step takes {costs.start + total(1):.1f} seconds, with what "

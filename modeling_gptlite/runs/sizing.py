@@ -19,6 +19,7 @@ from .. import GPTLiteConfig
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from ..training.checkpointing import Checkpoints
 from .arguments import ModelArguments
+from .budget import MOST_STEPS
 from .build import read_overrides
 from .recipes import override
 
@@ -54,9 +55,10 @@ class Size:
 
 SIZES = (
     Size(0, 1.0, {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}),
-    Size(10_000, 2.7, {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}),
+    Size(20_000, 2.7, {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}),
 )
 DROPOUT = ((0, 0.0), (3, 0.1), (20, 0.2))  # from so many passes over the text on
+SHORT, STEPS_OF_SHORT = 700_000, 1300  # a text of fewer tokens is learned by heart in more steps, also with dropout
 
 
 def is_auto(args: ModelArguments, minutes: float | None, given: Mapping[str, Any]) -> bool:
@@ -77,13 +79,18 @@ def choose(tokens: int, steps: float, divides: bool = True) -> dict[str, Any]:
     Args:
         divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
     """
-    size = [size for size in SIZES if size.least <= steps][-1]
+    size = [size for size in SIZES if size.least <= min(steps, most_steps(tokens))][-1]
     context = GPTLiteConfig.from_preset(BASE).max_position_embeddings
-    passes = steps / size.cost * BATCH * context / tokens
+    passes = min(steps / size.cost, most_steps(tokens)) * BATCH * context / tokens
     dropout = max(rate for least, rate in DROPOUT if least <= passes)
     fields = {**size.fields, "hidden_dropout": dropout}  # of the attention weights, it is as slow as a third of a step
     pieces = PIECES if divides else {}
     return {**OPTIMIZER, **pieces, "per_device_train_batch_size": BATCH, "model_overrides": fields}
+
+
+def most_steps(tokens: int) -> int:
+    """The number of steps after which a run on a text of `tokens` ends, even if there is time for more."""
+    return STEPS_OF_SHORT if tokens < SHORT else MOST_STEPS
 
 
 def recorded(checkpoint: Path) -> dict[str, Any]:

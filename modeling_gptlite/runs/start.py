@@ -117,7 +117,8 @@ def start(
     samples = _samples(network, tokenizer, prompt, data.eval_sample_length, training.seed, io.StringIO())
     choose_compilation(network, training, prepared, checkpoint, samples)
     if training.minutes is not None:
-        budget = resolve(network, training, prepared, given, checkpoint, samples, report)
+        most = sizing.most_steps(prepared.facts["train_tokens"]) if auto else MOST_STEPS
+        budget = resolve(network, training, prepared, given, checkpoint, samples, report, most)
     if "torch_compile" in given:
         given["torch_compile"] = training.torch_compile
     settings = {**given, **budget.settings, **budget.measured, **({sizing.AUTO: auto} if auto else {})}
