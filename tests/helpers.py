@@ -108,7 +108,7 @@ def train_tiny(text_file: Path | None, folder: Path, *flags: str) -> None:
             "--preset=modern-1m",
             '--model_overrides={"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}',
             "--optimizer=muon",
-            "--muon_momentum_warmup=1",
+            *([] if any(flag.startswith("--optimizer") for flag in flags) else ["--muon_momentum_warmup=1"]),
             "--max_steps=20",
             "--warmup_steps=2",
             "--eval_steps=10",
