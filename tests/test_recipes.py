@@ -56,6 +56,11 @@ def test_a_setting_replaces_its_alternatives_in_the_recipe(given, left):
     assert set(override(recipe, given)) == left
 
 
+def test_another_optimizer_drops_what_only_muon_has():
+    recipe = {"optimizer": "muon", "muon_momentum_warmup": 1.0, "learning_rate": 6e-3}
+    assert override(recipe, ["optimizer"]) == {"learning_rate": 6e-3}
+
+
 def test_settings_become_the_flags_that_they_stand_for():
     settings = {"a": 1, "b": True, "c": ["x", "y"], "d": None, "e": {"n": 2}, "f": "2"}
     assert as_flags(settings) == ["--a=1", "--b=true", "--c", "x", "y", '--e={"n": 2}', "--f=2"]

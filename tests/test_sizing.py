@@ -72,6 +72,7 @@ def test_a_run_ends_before_its_time_if_the_text_is_short(settings, monkeypatch, 
     assert start_from(**settings).args.max_steps == 20
     assert "because more would not help" in capsys.readouterr().out
     assert start_from(**settings, preset="modern-1m").args.max_steps == 48
+    assert start_from(**settings, per_device_train_batch_size=1).args.max_steps == 48
 
 
 def test_more_time_makes_a_larger_model(settings):
@@ -106,6 +107,15 @@ def test_windows_are_cut_into_pieces_where_that_is_possible(own, settings, tmp_p
         own = {"train_file": [str(write_rows(tmp_path / "rows.jsonl", ANSWERS))]}
     run = start_from(**{**settings, **own})
     assert (run.args.short_context, run.args.optimizer) == (None, "muon")
+
+
+@pytest.mark.parametrize(
+    "own", [{"min_learning_rate_ratio": 0.05}, {"lr_scheduler_kwargs": {"min_lr_rate": 0.05}}], ids=["ratio", "kwargs"]
+)
+def test_what_is_given_of_a_schedule_keeps_the_default_one(own, settings):
+    args = start_from(**settings, **own).args
+    assert (args.lr_scheduler_type, args.lr_scheduler_kwargs) == ("cosine_with_min_lr", {"min_lr_rate": 0.05})
+    assert args.optimizer == "muon"
 
 
 def test_another_optimizer_has_its_own_rates(settings):

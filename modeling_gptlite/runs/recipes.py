@@ -29,7 +29,6 @@ ALTERNATIVES = (
     (("train_file", "dataset"), ("dataset_config", "text_column", "streaming")),
     (("preset", "model_name_or_path"), ("model_overrides",)),
     (("optimizer",), ("muon_momentum_warmup",)),
-    (("lr_scheduler_type", "lr_scheduler_kwargs"), ("min_learning_rate_ratio",)),
 )
 
 

@@ -110,6 +110,8 @@ def apply(
         UserError: What is chosen does not fit what was given.
     """
     replaced = [*given, *(OPTIMIZER if "optimizer" in given else ())]  # the rates suit this optimizer only
+    if given.keys() & {"lr_scheduler_kwargs", "min_learning_rate_ratio"}:  # of a schedule that is not linear
+        replaced.append("lr_scheduler_type")
     settings = override(dict(chosen), replaced) | {"preset": BASE}
     if "model_overrides" in chosen:
         settings["model_overrides"] = json.dumps({**chosen["model_overrides"], **read_overrides(args)})

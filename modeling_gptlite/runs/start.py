@@ -117,7 +117,9 @@ def start(
     samples = _samples(network, tokenizer, prompt, data.eval_sample_length, training.seed, io.StringIO())
     choose_compilation(network, training, prepared, checkpoint, samples)
     if training.minutes is not None:
-        most = sizing.most_steps(prepared.facts["train_tokens"]) if auto else MOST_STEPS
+        # The limit was measured with the chosen windows: examples have fewer tokens, and so has another batch.
+        is_limited = auto and source.layout is TEXT and training.per_device_train_batch_size == sizing.BATCH
+        most = sizing.most_steps(prepared.facts["train_tokens"]) if is_limited else MOST_STEPS
         budget = resolve(network, training, prepared, given, checkpoint, samples, report, most)
     if "torch_compile" in given:
         given["torch_compile"] = training.torch_compile
