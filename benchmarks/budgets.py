@@ -1,12 +1,13 @@
 """Validation losses that `--preset auto` and fixed sizes reach in the same number of minutes.
 
-    python -m benchmarks.budgets --minutes 1 --train_file tinyshakespeare.txt large.txt
+    python -m benchmarks.budgets --minutes 1 5 --text tinyshakespeare.txt large.txt python-docs
 
-Each run is a command of its own, alone on the machine, and takes the minutes that it is given. One text is always the
-documentation that Python contains.
+Each run is a command of its own, alone on the machine, and takes the minutes that it is given. Its figures are added to
+the record as soon as it ends, so that calls with other minutes, texts or models complete the same table.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -17,19 +18,27 @@ from benchmarks import common
 
 
 # Fixed sizes with the quickstart's rates, and nanoGPT's CPU example
+WIDTH_192 = '{"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "hidden_dropout": %s}'
 MODELS = {
     "auto": ["--preset=auto"],
     "modern-1m": ["--config=quickstart", "--preset=modern-1m"],
+    "6 layers of width 192": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.0],
+    "6 layers of width 192, dropout 0.1": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.1],
     "modern-10m": ["--config=quickstart", "--preset=modern-10m"],
     "nanoGPT's CPU example": ["--config=nanogpt_cpu"],
 }
 
 
-def run(text: list[str], minutes: float, model: str, *more: str) -> dict:
-    """The loss of a run and what it chose."""
+def run(text: str, minutes: float, model: str, *more: str) -> dict:
+    """The loss of a run and what it chose.
+
+    Args:
+        text: A file, or the name of a dataset.
+    """
+    source = f"--train_file={Path(text).resolve()}" if Path(text).exists() else f"--dataset={text}"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "model")
-        flags = [*MODELS[model], *text, f"--minutes={minutes}", f"--output_dir={output}", *more]
+        flags = [*MODELS[model], source, f"--minutes={minutes}", f"--output_dir={output}", *more]
         subprocess.run(
             [sys.executable, "-m", "scripts.train", *flags], cwd=common.ROOT, check=True, capture_output=True
         )
@@ -40,25 +49,23 @@ def run(text: list[str], minutes: float, model: str, *more: str) -> dict:
         "training_seconds": results["train_seconds"],
         "steps": results["steps"],
         "parameters": record["parameters"],
+        "commit": record["environment"]["commit"],
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", nargs="+", type=float, default=[1, 5])
-    parser.add_argument("--train_file", nargs="*", default=[], help="text files, one run for each")
+    parser.add_argument("--text", nargs="+", default=["python-docs"], help="text files or names of datasets")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
-    texts = {Path(path).stem: [f"--train_file={path}"] for path in options.train_file}
-    texts["python-docs"] = ["--dataset=python-docs"]
-    results = {}
-    for minutes in options.minutes:
-        for name, text in texts.items():
-            for model in options.models:
-                cell = f"{name}, {minutes:g} minutes, {model}"
-                results[cell] = run(text, minutes, model)
-                print(cell, results[cell], flush=True)
-    common.record(f"budgets-{common.cpu_kind()}", "losses of sizes in equal time", results=results)
+    name = f"budgets-{common.cpu_kind()}"
+    for minutes, text, model in itertools.product(options.minutes, options.text, options.models):
+        cell = f"{Path(text).stem}, {minutes:g} minutes, {model}"
+        figures = run(text, minutes, model)
+        print(cell, figures, flush=True)
+        results = common.recorded(name).get("results", {}) | {cell: figures}
+        common.record(name, "losses of sizes in equal time", results=results)
 
 
 if __name__ == "__main__":

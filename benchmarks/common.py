@@ -113,3 +113,9 @@ def record(name: str, what: str, folder: Path = RESULTS, **fields) -> None:
     environment = describe_environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     entry = {"what": what, "environment": {**environment, "cpu": cpu_facts()}, **fields}
     (folder / f"{name}.json").write_text(json.dumps(entry, indent=2) + "\n")
+
+
+def recorded(name: str, folder: Path = RESULTS) -> dict:
+    """What `record` wrote; empty if nothing."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -162,7 +162,7 @@ def test_a_time_budget_is_measured(text_file):
     from benchmarks import budgets
 
     small = ['--model_overrides={"hidden_size": 32, "num_hidden_layers": 1}', "--eval_sample_length=0"]
-    figures = budgets.run([f"--train_file={text_file}"], 0.1, "auto", *small)
+    figures = budgets.run(str(text_file), 0.1, "auto", *small)
     assert 0 < figures["training_seconds"] < 10
     assert figures["steps"] > 0
 
