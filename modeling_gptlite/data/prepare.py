@@ -53,6 +53,11 @@ class Prepared:
     prompt: str
     facts: dict[str, Any]
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Of all processes; for examples, the mean."""
+        return round(len(self.train) // self.steps * self.train.tokens_per_sample)
+
 
 @dataclass
 class Splits:

@@ -91,10 +91,11 @@ def resolve(
     report: Callable[[str], None],
     most_steps: int = MOST_STEPS,
 ) -> Budget:
-    """Set the number of steps in `args` and `prepared`: the checkpoint's, or one that `measure` and `fit` find.
+    """Set the number of steps of a run with minutes: the checkpoint's, or one that `measure` and `fit` find.
 
     Args:
-        prepared: Windows for `MOST_STEPS` steps.
+        args: Its `max_steps` and what follows from it are set.
+        prepared: Windows for `MOST_STEPS` steps, of which the run takes as many as it needs.
         given: The settings that were given, by name.
         checkpoint: To resume from.
         callbacks: As for `measure`.
@@ -103,6 +104,8 @@ def resolve(
     Raises:
         ArgumentError: There is not enough time for one step.
     """
+    if args.minutes is None:
+        return Budget()
     if checkpoint is not None:
         budget = _recorded(Checkpoints.recorded_run(checkpoint), given)
     else:

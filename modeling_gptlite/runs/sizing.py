@@ -1,21 +1,21 @@
 """`--preset auto`: the size of the model and the settings that suit a text, the minutes and the machine.
 
-chosen = choose(tokens=1_003_854, steps=1400)  # {"model_overrides": {"hidden_size": 128, ...}, "optimizer": ...}
+chosen = choose(lambda size: (1400, 1_003_854))  # {"model_overrides": {"hidden_size": 128, ...}, "optimizer": ...}
 
-Time is counted in steps of the smallest model, whose speed is measured, so that one table serves every machine.
-`benchmarks/tuning.md` says how the table was found.
+Time is counted in steps, whose speed is measured, so that one table serves every machine. `benchmarks/tuning.md` says
+how the table was found.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import SchedulerType
 
-from .. import GPTLiteConfig
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from ..training.checkpointing import Checkpoints
 from .arguments import ModelArguments
@@ -25,7 +25,7 @@ from .recipes import override
 
 
 AUTO = "auto"
-BASE = "modern-1m"  # the smallest model, and the architecture of all
+BASE = "modern-1m"  # the smallest size, and the architecture of all
 BATCH = 12
 OPTIMIZER: dict[str, Any] = {
     "optimizer": "muon",
@@ -38,27 +38,45 @@ OPTIMIZER: dict[str, Any] = {
 PIECES = {"short_context": 64, "short_context_fraction": 0.6}
 
 
+def _fields(width: int, layers: int, heads: int, context: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": context,
+    }
+
+
 @dataclass(frozen=True)
 class Size:
     """A row of the table.
 
     Attributes:
-        least: From so many steps of the smallest model on, this size learns more in the same time.
-        cost: Of a step, in steps of the smallest model.
+        text: That a model of this size needs, in tokens; of less, it learns much by heart.
+        first: Its loss on a large text after n steps is about `first - slope * log(n)`.
+        slope: See `first`.
         fields: Of the configuration.
     """
 
-    least: int
-    cost: float
+    text: int
+    first: float
+    slope: float
     fields: dict[str, int]
+
+    def loss(self, steps: float) -> float:
+        """The loss to expect on a large text."""
+        return self.first - self.slope * math.log(steps)
 
 
 SIZES = (
-    Size(0, 1.0, {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}),
-    Size(20_000, 2.7, {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}),
+    Size(0, 1.556, 0.0633, _fields(width=128, layers=4, heads=4, context=128)),
+    Size(2_700_000, 1.830, 0.1050, _fields(width=192, layers=6, heads=6, context=128)),
+    Size(10_700_000, 2.039, 0.1568, _fields(width=384, layers=6, heads=6, context=256)),
 )
+SLOWER = 1.5  # a step of a size takes at least so many times as long as one of the size before it
 DROPOUT = ((0, 0.0), (3, 0.1), (20, 0.2))  # from so many passes over the text on
-SHORT, STEPS_OF_SHORT = 700_000, 1300  # a text of fewer tokens is learned by heart in more steps, also with dropout
+SHORT = 700_000  # a text of fewer tokens is learned by heart in more passes, also with dropout
+PASSES_OF_SHORT, LEAST_STEPS = 5, 100
 
 
 def is_auto(args: ModelArguments, minutes: float | None, given: Mapping[str, Any]) -> bool:
@@ -73,24 +91,43 @@ def is_auto(args: ModelArguments, minutes: float | None, given: Mapping[str, Any
     return is_new and minutes is not None and (args.preset == AUTO or "preset" not in given)
 
 
-def choose(tokens: int, steps: float, divides: bool = True) -> dict[str, Any]:
-    """Settings for a training text of `tokens` and a time in which the smallest model takes `steps`.
+def choose(measure: Callable[[Size], tuple[float, int]], divides: bool = True) -> dict[str, Any]:
+    """Settings for a text and a time.
 
     Args:
+        measure: How many steps a model of a size takes in the time, and the tokens of the training text. It is called
+            for one size after the other, as long as a larger one may be chosen.
+        divides: As for `settings_of`.
+    """
+    chosen = SIZES[0]
+    steps, tokens = measure(chosen)
+    possible = steps
+    for size in SIZES[1:]:
+        if tokens < size.text or size.loss(possible / SLOWER) > chosen.loss(steps):
+            break
+        possible, _ = measure(size)
+        if size.loss(possible) < chosen.loss(steps):
+            chosen, steps = size, possible
+    tokens_per_step = BATCH * chosen.fields["max_position_embeddings"]
+    passes = min(steps, most_steps(tokens, tokens_per_step)) * tokens_per_step / tokens
+    return settings_of(chosen, max(rate for least, rate in DROPOUT if least <= passes), divides)
+
+
+def settings_of(size: Size, dropout: float = 0.0, divides: bool = True) -> dict[str, Any]:
+    """Settings of a run with a model of this size.
+
+    Args:
+        dropout: Of the residual stream; that of the attention weights would be as slow as a third of a step.
         divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
     """
-    size = [size for size in SIZES if size.least <= min(steps, most_steps(tokens))][-1]
-    context = GPTLiteConfig.from_preset(BASE).max_position_embeddings
-    passes = min(steps / size.cost, most_steps(tokens)) * BATCH * context / tokens
-    dropout = max(rate for least, rate in DROPOUT if least <= passes)
-    fields = {**size.fields, "hidden_dropout": dropout}  # of the attention weights, it is as slow as a third of a step
+    fields = {**size.fields, "hidden_dropout": dropout}
     pieces = PIECES if divides else {}
     return {**OPTIMIZER, **pieces, "per_device_train_batch_size": BATCH, "model_overrides": fields}
 
 
-def most_steps(tokens: int) -> int:
+def most_steps(tokens: int, tokens_per_step: int) -> int:
     """The number of steps after which a run on a text of `tokens` ends, even if there is time for more."""
-    return STEPS_OF_SHORT if tokens < SHORT else MOST_STEPS
+    return max(LEAST_STEPS, math.ceil(PASSES_OF_SHORT * tokens / tokens_per_step)) if tokens < SHORT else MOST_STEPS
 
 
 def recorded(checkpoint: Path) -> dict[str, Any]:

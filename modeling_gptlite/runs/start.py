@@ -38,7 +38,7 @@ from ..training.trainer import CausalLMTrainer, whole_model
 from . import sizing
 from .advice import advise
 from .arguments import DataArguments, ModelArguments, changed, parse
-from .budget import MOST_STEPS, Budget, check_budget, choose_compilation, resolve, steps_in_time
+from .budget import MOST_STEPS, check_budget, choose_compilation, resolve, steps_in_time
 from .build import check_lora, load_model_and_tokenizer, origin
 from .card import render_card
 from .identity import check_output_dir, check_same_run, find_checkpoint, identify
@@ -113,16 +113,12 @@ def start(
         report(sizing.describe(auto))
     network, tokenizer, prepared = _load(model, data, training, source, report)
     prompt = prepared.prompt if data.sample_prompt is None else data.sample_prompt
-    budget = Budget()
     samples = _samples(network, tokenizer, prompt, data.eval_sample_length, training.seed, io.StringIO())
     choose_compilation(network, training, prepared, checkpoint, samples)
-    if training.minutes is not None:
-        # The limit was measured with the chosen windows: examples have fewer tokens, and so has another batch.
-        is_limited = auto and source.layout is TEXT and training.per_device_train_batch_size == sizing.BATCH
-        most = sizing.most_steps(prepared.facts["train_tokens"]) if is_limited else MOST_STEPS
-        budget = resolve(network, training, prepared, given, checkpoint, samples, report, most)
     if "torch_compile" in given:
         given["torch_compile"] = training.torch_compile
+    most = sizing.most_steps(prepared.facts["train_tokens"], prepared.tokens_per_step) if auto else MOST_STEPS
+    budget = resolve(network, training, prepared, given, checkpoint, samples, report, most)
     settings = {**given, **budget.settings, **budget.measured, **({sizing.AUTO: auto} if auto else {})}
     identity = identify(settings, training, prepared.facts, tokenizer, network)
     check_same_run(checkpoint, identity, report)
@@ -143,14 +139,18 @@ def start(
 
 
 def _choose_size(model: ModelArguments, data: DataArguments, training, given, source) -> dict[str, Any]:
-    """The settings that `--preset auto` stands for, after the smallest model was measured."""
-    training = copy.copy(training)
-    training.compile_if_it_pays = False
+    """The settings that `--preset auto` stands for, after models of its table were measured."""
     # Pieces must divide the context, which is known if nothing is given that sets it.
     divides = source.layout is TEXT and not given.keys() & {"context_length", "model_overrides"}
-    model, _ = sizing.apply(sizing.choose(1, 0, divides), model, training, given)
-    network, _, prepared = _load(model, data, training, source, _silent)
-    return sizing.choose(prepared.facts["train_tokens"], steps_in_time(network, training, prepared), divides)
+
+    def measure(size: sizing.Size) -> tuple[float, int]:
+        args = copy.copy(training)
+        args.compile_if_it_pays = False
+        sized, _ = sizing.apply(sizing.settings_of(size, divides=divides), model, args, given)
+        network, _, prepared = _load(sized, data, args, source, _silent)
+        return steps_in_time(network, args, prepared), prepared.facts["train_tokens"]
+
+    return sizing.choose(measure, divides)
 
 
 def _load(model: ModelArguments, data: DataArguments, training, source, report) -> tuple[Any, Any, Prepared]:
@@ -236,7 +236,7 @@ class Run:
         self.tokenizer, self.data, self.args, self.prepared = tokenizer, data, args, prepared
         self.identity, self.facts, self.checkpoint, self.report = identity, facts, checkpoint, report
         self.checkpoints = Checkpoints(str(args.output_dir))
-        self.tokens_per_step = round(len(prepared.train) // args.max_steps * prepared.train.tokens_per_sample)
+        self.tokens_per_step = prepared.tokens_per_step
         self.trainable = model.num_parameters(only_trainable=True)
         self.stop, self.clock = StopOnSignal(), Clock()
         self.trainer = self._build_trainer(model)
