@@ -1,5 +1,6 @@
 """The benchmarks: the README's table follows from their records, and each runs at toy size, without a GPU."""
 
+import functools
 import json
 import os
 import subprocess
@@ -165,6 +166,19 @@ def test_a_time_budget_is_measured(text_file):
     figures = budgets.run(str(text_file), 0.1, "auto", *small)
     assert 0 < figures["training_seconds"] < 10
     assert figures["steps"] > 0
+
+
+def test_the_record_of_budgets_is_completed_cell_by_cell(tmp_path, monkeypatch):
+    from benchmarks import budgets
+
+    monkeypatch.setattr(common, "record", functools.partial(common.record, folder=tmp_path))
+    monkeypatch.setattr(common, "recorded", functools.partial(common.recorded, folder=tmp_path))
+    for steps, model in [(1, "auto"), (2, "modern-1m"), (3, "auto")]:
+        monkeypatch.setattr(budgets, "run", lambda *_, steps=steps: {"steps": steps})
+        monkeypatch.setattr(sys, "argv", ["budgets", "--minutes", "5", "--text", "a.txt", "--models", model])
+        budgets.main()
+    record = common.recorded(f"budgets-{common.cpu_kind()}")
+    assert record["results"] == {"a, 5 minutes, auto": {"steps": 3}, "a, 5 minutes, modern-1m": {"steps": 2}}
 
 
 @pytest.mark.parametrize("name", ["gptlite nanogpt fp32", "gptlite modern auto", "GPT-2, transformers' Trainer"])
