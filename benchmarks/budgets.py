@@ -24,7 +24,9 @@ MODELS = {
     "modern-1m": ["--config=quickstart", "--preset=modern-1m"],
     "6 layers of width 192": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.0],
     "6 layers of width 192, dropout 0.1": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.1],
+    "6 layers of width 192, dropout 0.2": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.2],
     "modern-10m": ["--config=quickstart", "--preset=modern-10m"],
+    "modern-10m, dropout 0.2": ["--config=quickstart", "--preset=modern-10m", '--model_overrides={"hidden_dropout": 0.2}'],
     "nanoGPT's CPU example": ["--config=nanogpt_cpu"],
 }
 
