@@ -17,16 +17,20 @@ from pathlib import Path
 from benchmarks import common
 
 
-# Fixed sizes with the quickstart's rates, and nanoGPT's CPU example
-WIDTH_192 = '{"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6, "hidden_dropout": %s}'
+def fixed(preset: str, **fields: float) -> list[str]:
+    """Flags of a run with a size of its own and the quickstart's rates."""
+    return ["--config=quickstart", f"--preset={preset}", f"--model_overrides={json.dumps(fields)}"]
+
+
+WIDTH_192 = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}
 MODELS = {
     "auto": ["--preset=auto"],
-    "modern-1m": ["--config=quickstart", "--preset=modern-1m"],
-    "6 layers of width 192": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.0],
-    "6 layers of width 192, dropout 0.1": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.1],
-    "6 layers of width 192, dropout 0.2": ["--config=quickstart", "--model_overrides", WIDTH_192 % 0.2],
-    "modern-10m": ["--config=quickstart", "--preset=modern-10m"],
-    "modern-10m, dropout 0.2": ["--config=quickstart", "--preset=modern-10m", '--model_overrides={"hidden_dropout": 0.2}'],
+    "modern-1m": fixed("modern-1m"),
+    "6 layers of width 192": fixed("modern-1m", **WIDTH_192),
+    "6 layers of width 192, dropout 0.1": fixed("modern-1m", **WIDTH_192, hidden_dropout=0.1),
+    "modern-10m": fixed("modern-10m"),
+    "modern-10m, dropout 0.1": fixed("modern-10m", hidden_dropout=0.1),
+    "modern-10m, dropout 0.2": fixed("modern-10m", hidden_dropout=0.2),
     "nanoGPT's CPU example": ["--config=nanogpt_cpu"],
 }
 

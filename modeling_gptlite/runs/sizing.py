@@ -52,29 +52,35 @@ class Size:
     """A row of the table.
 
     Attributes:
-        text: That a model of this size needs, in tokens; of less, it learns much by heart.
+        text: That a model of this size needs, in tokens; of less, it learns much by heart, also with its dropout.
         first: Its loss on a large text after n steps is about `first - slope * log(n)`.
         slope: See `first`.
+        dropout: The rates of dropout, by the number of passes over the text from which each applies.
         fields: Of the configuration.
     """
 
     text: int
     first: float
     slope: float
+    dropout: dict[int, float]
     fields: dict[str, int]
 
     def loss(self, steps: float) -> float:
         """The loss to expect on a large text."""
         return self.first - self.slope * math.log(steps)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """With the batch of the table."""
+        return BATCH * self.fields["max_position_embeddings"]
+
 
 SIZES = (
-    Size(0, 1.556, 0.0633, _fields(width=128, layers=4, heads=4, context=128)),
-    Size(2_700_000, 1.830, 0.1050, _fields(width=192, layers=6, heads=6, context=128)),
-    Size(10_700_000, 2.039, 0.1568, _fields(width=384, layers=6, heads=6, context=256)),
+    Size(0, 1.556, 0.0633, {3: 0.1, 20: 0.2}, _fields(width=128, layers=4, heads=4, context=128)),
+    Size(2_700_000, 1.830, 0.1050, {3: 0.1, 20: 0.2}, _fields(width=192, layers=6, heads=6, context=128)),
+    Size(1_000_000, 2.039, 0.1568, {2: 0.1, 5: 0.2}, _fields(width=384, layers=6, heads=6, context=256)),
 )
 SLOWER = 1.5  # on CPUs, a step takes at least so many times as long as one of the size before: 2.1 to 6.9 times
-DROPOUT = ((0, 0.0), (3, 0.1), (20, 0.2))  # from so many passes over the text on
 SHORT = 700_000  # a text of fewer tokens is learned by heart in more passes, also with dropout
 PASSES_OF_SHORT, LEAST_STEPS = 5, 100
 
@@ -103,14 +109,16 @@ def choose(measure: Callable[[Size], tuple[float, int]], divides: bool = True) -
     steps, tokens = measure(chosen)
     possible = steps
     for size in SIZES[1:]:
-        if tokens < size.text or size.loss(possible / SLOWER) > chosen.loss(steps):
+        if size.loss(possible / SLOWER) > chosen.loss(steps):
             break
+        if tokens < size.text:
+            continue
         possible, _ = measure(size)
         if size.loss(possible) < chosen.loss(steps):
             chosen, steps = size, possible
-    tokens_per_step = BATCH * chosen.fields["max_position_embeddings"]
-    passes = min(steps, most_steps(tokens, tokens_per_step)) * tokens_per_step / tokens
-    return settings_of(chosen, max(rate for least, rate in DROPOUT if least <= passes), divides)
+    passes = min(steps, most_steps(tokens, chosen.tokens_per_step)) * chosen.tokens_per_step / tokens
+    dropout = max((rate for least, rate in chosen.dropout.items() if least <= passes), default=0.0)
+    return settings_of(chosen, dropout, divides)
 
 
 def settings_of(size: Size, dropout: float = 0.0, divides: bool = True) -> dict[str, Any]:
