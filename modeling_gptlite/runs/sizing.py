@@ -52,7 +52,7 @@ class Size:
     """A row of the table.
 
     Attributes:
-        text: That a model of this size needs, in tokens; of less, it learns much by heart, also with its dropout.
+        text: How many tokens of it a model of this size needs; a shorter one it learns by heart, also with dropout.
         first: Its loss on a large text after n steps is about `first - slope * log(n)`.
         slope: See `first`.
         dropout: The rates of dropout, by the number of passes over the text from which each applies.
