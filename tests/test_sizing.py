@@ -38,6 +38,12 @@ def test_the_table_says_what_was_measured(minutes):
     assert chosen_size(18 * 10**6, *steps) == {**best.fields, "hidden_dropout": 0.0}
 
 
+@pytest.mark.parametrize(("minutes", "row", "rate"), [(5, 0, 0.1), (20, 2, 0.2)])
+def test_on_tiny_shakespeare_the_best_size_is_chosen(minutes, row, rate):
+    steps = {5: (3713, 463), 20: (13_763, 1922)}[minutes]  # of modern-1m and modern-10m, as recorded
+    assert chosen_size(1_003_854, *steps) == {**SIZES[row].fields, "hidden_dropout": rate}
+
+
 @pytest.mark.parametrize("row", range(1, len(SIZES)))
 def test_a_larger_model_needs_its_text(row):
     def chosen_for(tokens: int) -> dict:
