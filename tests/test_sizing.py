@@ -27,9 +27,13 @@ def chosen_size(tokens: int, *steps: float) -> dict:
     return choose(lambda size: (next(measured), tokens))["model_overrides"]
 
 
+@pytest.fixture
+def record() -> dict:
+    return json.loads((RESULTS / "budgets-avx512-amx.json").read_text(encoding="utf-8"))["results"]
+
+
 @pytest.mark.parametrize("minutes", [5, 20])
-def test_the_table_says_what_was_measured(minutes):
-    record = json.loads((RESULTS / "budgets-avx512-amx.json").read_text(encoding="utf-8"))["results"]
+def test_the_table_says_what_was_measured(minutes, record):
     models = "auto, which chose modern-1m", "6 layers of width 192", "modern-10m"
     cells = [record[f"code, {minutes} minutes, {model}"] for model in models]
     steps, losses = [cell["steps"] for cell in cells], [cell["validation_loss"] for cell in cells]
@@ -38,10 +42,18 @@ def test_the_table_says_what_was_measured(minutes):
     assert chosen_size(18 * 10**6, *steps) == {**best.fields, "hidden_dropout": 0.0}
 
 
-@pytest.mark.parametrize(("minutes", "row", "rate"), [(5, 0, 0.1), (20, 2, 0.2)])
-def test_on_tiny_shakespeare_the_best_size_is_chosen(minutes, row, rate):
-    steps = {5: (3713, 463), 20: (13_763, 1922)}[minutes]  # of modern-1m and modern-10m, as recorded
-    assert chosen_size(1_003_854, *steps) == {**SIZES[row].fields, "hidden_dropout": rate}
+@pytest.mark.parametrize(
+    ("small", "large", "rate"),
+    [
+        ("5 minutes, auto", "5 minutes, modern-10m", 0.1),
+        ("20 minutes, auto, which chose modern-1m with dropout 0.2", "20 minutes, modern-10m, dropout 0.2", 0.2),
+    ],
+)
+def test_on_tiny_shakespeare_the_best_size_is_chosen(small, large, rate, record):
+    cells = [record[f"tinyshakespeare, {cell}"] for cell in (small, large)]
+    best = (SIZES[0], SIZES[2])[cells[1]["validation_loss"] < cells[0]["validation_loss"]]
+    fields = chosen_size(1_003_854, *(cell["steps"] for cell in cells))
+    assert fields == {**best.fields, "hidden_dropout": rate}
 
 
 @pytest.mark.parametrize("row", range(1, len(SIZES)))
