@@ -235,10 +235,12 @@ import sys
 import torch
 import modeling_gptlite
 from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 ids = torch.arange(24).reshape(2, 12) % 20
 whole = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32").eval()
-parallel = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32", tp_plan="auto").eval()
+tensor_parallel = DistributedConfig(tp_plan="auto")
+parallel = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32", distributed_config=tensor_parallel).eval()
 half, full = (model.model.layers[0].mlp.down_proj.weight for model in (parallel, whole))
 assert half.to_local().numel() * 2 == full.numel()
 with torch.no_grad():
