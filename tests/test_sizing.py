@@ -56,6 +56,15 @@ def test_on_tiny_shakespeare_the_best_size_is_chosen(small, large, rate, record)
     assert fields == {**best.fields, "hidden_dropout": rate}
 
 
+def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record):
+    models = "auto", "modern-1m", "modern-10m, dropout 0.2"
+    cells = {model: record[f"python-docs, 20 minutes, {model}"] for model in models}
+    assert min(cells, key=lambda model: cells[model]["validation_loss"]) == "auto"
+    auto, *fixed = cells.values()
+    tokens = auto["steps"] * SIZES[0].tokens_per_step // sizing.PASSES_OF_SHORT
+    assert chosen_size(tokens, *(cell["steps"] for cell in fixed)) == {**SIZES[0].fields, "hidden_dropout": 0.1}
+
+
 @pytest.mark.parametrize("row", range(1, len(SIZES)))
 def test_a_larger_model_needs_its_text(row):
     def chosen_for(tokens: int) -> dict:
