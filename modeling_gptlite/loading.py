@@ -38,14 +38,16 @@ def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
     Raises:
         UserError: One of them cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import is_peft_available
-
-    if (Path(name_or_path) / ADAPTER_CONFIG).is_file() and not is_peft_available():
-        raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
-    check_folder(name_or_path)
-    check_shards(Path(name_or_path))
+    check_pretrained(name_or_path)
     loaded_tokenizer = load_tokenizer(tokenizer or name_or_path)
+    return load_model(name_or_path, **kwargs), loaded_tokenizer
+
+
+def load_model(name_or_path: str, **kwargs):
+    """The model of `load_pretrained` without its tokenizer."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    check_pretrained(name_or_path)
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
         model = AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
@@ -56,7 +58,35 @@ def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
     if getattr(model, "_hf_peft_config_loaded", False):
         with contextlib.suppress(OSError):  # transformers has loaded the base model's
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
-    return model, loaded_tokenizer
+    return model
+
+
+def load_config(name_or_path: str):
+    """The configuration of a model in a folder or on the Hub; of an adapter, that of its base model.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    check_pretrained(name_or_path)
+    try:
+        folder = Path(name_or_path)
+        if not (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
+            name_or_path = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load the configuration of {name_or_path!r}: {reason(error)}") from error
+
+
+def check_pretrained(name_or_path: str) -> None:
+    """Raise `UserError` if a folder holds no model, a damaged one, or an adapter that cannot be loaded here."""
+    from transformers.utils import is_peft_available
+
+    if (Path(name_or_path) / ADAPTER_CONFIG).is_file() and not is_peft_available():
+        raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
+    check_folder(name_or_path)
+    check_shards(Path(name_or_path))
 
 
 def load_for_inference(name_or_path: str, device: str | None = None, dtype: str = "auto"):

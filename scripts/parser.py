@@ -57,23 +57,32 @@ class Parser(HfArgumentParser):
         raise UserError(message)
 
     def parse(self, argv: list[str] | None = None) -> list:
-        """The dataclasses, filled from the flags and, where no flag is given, from the recipe of `--config`.
-
-        `self.given` then holds the values that recipe and flags gave, without the defaults.
-        """
-        flags = list(sys.argv[1:] if argv is None else argv)
-        flags = self._recipe_as_flags(flags) + flags
+        """The dataclasses, filled from the flags. `self.given` then holds the names of the fields that they set."""
+        flags = self._read_flags(argv)
+        self._check_known(flags)
         try:
-            *parsed, unknown = self.parse_args_into_dataclasses(
-                flags, return_remaining_strings=True, look_for_args_file=False
-            )
+            parsed = self.parse_args_into_dataclasses(flags, look_for_args_file=False)
         except (ValueError, TypeError) as error:  # raised by a dataclass for its values
             self.error(" ".join(str(error).split()))
+        self.given = set(self._fields(flags))
+        return list(parsed)
+
+    def settings(self, argv: list[str] | None = None) -> dict[str, Any]:
+        """The values that the flags give, by name, without the defaults."""
+        flags = self._read_flags(argv)
+        values = vars(self._check_known(flags))
+        return {name: values[name] for name in self._fields(flags) if name in values}
+
+    def _read_flags(self, argv: list[str] | None) -> list[str]:
+        """The flags; before them, where there is no flag of the same name, those of the recipe of `--config`."""
+        flags = list(sys.argv[1:] if argv is None else argv)
+        return self._recipe_as_flags(flags) + flags
+
+    def _check_known(self, flags: list[str]) -> argparse.Namespace:
+        values, unknown = self.parse_known_args(flags)
         if unknown:
             self._reject(unknown[0].split("=")[0].lstrip("-"), f"unknown argument {unknown[0]!r}")
-        values = {name: value for group in parsed for name, value in vars(group).items()}
-        self.given = {name: values[name] for name in self._fields(flags) if name in values}
-        return parsed
+        return values
 
     def _fields(self, flags: list[str]) -> list[str]:
         """The fields that `flags` set."""

@@ -7,8 +7,8 @@ gptlite train --preset modern-10m --train_file my_book.txt --max_steps 1000
 
 import transformers
 
-from modeling_gptlite.runs import arguments
-from modeling_gptlite.runs.start import Interrupted, start
+from modeling_gptlite.runs import settings
+from modeling_gptlite.runs.train import Interrupted, start
 
 from .cli import run, shown
 from .parser import Parser
@@ -16,11 +16,11 @@ from .train_flags import GROUPS, SHORT_HELP
 
 
 def main(argv: list[str] | None = None):
-    parser = Parser(arguments.GROUPS, __doc__, GROUPS, SHORT_HELP)
-    model, data, training = parser.parse(argv)
+    parser = Parser(settings.GROUPS, __doc__, GROUPS, SHORT_HELP)
+    given = parser.settings(argv)
     transformers.utils.logging.disable_progress_bar()  # training has a progress line of its own
     try:
-        start(model, data, training, parser.given, report=say).train()
+        start(given, log=say).train()
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(128 + stop.signal) from None

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 from modeling_gptlite.data.windows import EvaluationWindows, RandomWindows
-from modeling_gptlite.runs.start import Interrupted
+from modeling_gptlite.runs.run import Interrupted
 from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
 from scripts import push_to_hub, train
 from scripts.cli import run

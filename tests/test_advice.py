@@ -26,6 +26,12 @@ def test_the_advice_follows_from_the_losses(validation, training, told):
     assert told in advise(log(validation, training))
 
 
+def test_a_run_that_ended_with_its_text_is_not_told_to_take_more_time():
+    assert advise(log([2.0, 1.8, 1.7, 1.6], [2.0, 1.8, 1.7, 1.6]), is_limited_by_text=True).endswith(
+        "so little text is memorized: more text would help"
+    )
+
+
 def test_a_difference_that_is_small_is_no_rise():
     assert "overfitting" not in advise(log([2.0, 1.5, 1.5, 1.505], [2.0, 1.5, 1.5, 1.5]))
 

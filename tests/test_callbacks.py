@@ -16,7 +16,7 @@ from helpers import refused, same_weights, tiny_model, train_tiny
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerState
 
-from modeling_gptlite.runs import start
+from modeling_gptlite.runs import run as runs_run
 from modeling_gptlite.training import metrics
 from modeling_gptlite.training.callbacks import SAMPLES_FILE, LiveLine, StopOnSignal, render_samples, write_sample
 from modeling_gptlite.training.checkpointing import Checkpoints
@@ -230,7 +230,7 @@ WHERE = {
     "before the first step": (Trainer, "_inner_training_loop", ["checkpoint-1"]),
     "while the best weights are loaded": (CausalLMTrainer, "_load_best_model", ["checkpoint-20", "checkpoint-10"]),
     "while the finished model is evaluated": (metrics, "evaluate_loss", ["checkpoint-20", "checkpoint-10"]),
-    "while it is saved": (start, "write_run", ["checkpoint-20", "checkpoint-10"]),
+    "while it is saved": (runs_run, "write_run", ["checkpoint-20", "checkpoint-10"]),
 }
 
 

@@ -107,8 +107,8 @@ def test_a_flag_overrides_the_recipe(text_file, tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_understood(recipe):
-    from modeling_gptlite.runs.arguments import GROUPS
-    from modeling_gptlite.runs.build import build_config
+    from modeling_gptlite.runs.model import build_config
+    from modeling_gptlite.runs.settings import GROUPS
     from scripts.parser import Parser
     from tokenization import build_char_tokenizer
 

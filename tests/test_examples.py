@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
 from modeling_gptlite.data import layouts
-from modeling_gptlite.data.examples import EvaluationExamples, ShuffledExamples, encode_examples
+from modeling_gptlite.data.examples import EvaluationExamples, Examples, ShuffledExamples, encode_rows
 from modeling_gptlite.data.layouts import CHAT_TEMPLATE
 from modeling_gptlite.data.sources import Source
 from modeling_gptlite.data.windows import whole_batch
@@ -36,7 +36,8 @@ def source_of(rows):
 
 
 def encode(rows, tokenizer=TOKENIZERS["char"], context=200, validation_fraction=0.1):
-    return encode_examples(source_of(rows), Encoder(tokenizer), context, validation_fraction)
+    rows = encode_rows(source_of(rows), Encoder(tokenizer), validation_fraction)
+    return tuple(Examples.of(split, context) for split in rows)
 
 
 # ---- Ids and targets -----------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ def test_only_the_completion_and_its_end_are_targets(tokenizer):
     assert torch.equal(batch["labels"], batch["shift_labels"])
     assert (examples.prompt(0), examples.completion(0)) == (prompt, ids[len(prompt) :])
     assert examples.targets == 9 * len(examples.completion(0))
-    assert examples.characters == 9 * len(PAIRS[7]["completion"])
+    assert examples.count_characters(tokenizer) == 9 * len(PAIRS[7]["completion"])
 
 
 @every_tokenizer
@@ -80,7 +81,7 @@ def test_a_template_of_the_tokenizers_own_is_used_and_one_is_given_to_a_tokenize
     for tokenizer, text in ((own, "<user>1 and 1?<assistant>2<|endoftext|>"), (bare, TALK_TEXT[13:53])):
         source = source_of([{"messages": TALK[1:3]}] * 2)
         source.share_template(tokenizer)
-        train_examples, _ = encode_examples(source, Encoder(tokenizer), 200, 0.5)
+        train_examples = Examples.of(encode_rows(source, Encoder(tokenizer), 0.5)[0], 200)
         assert tokenizer.decode(train_examples.ids) == text
         assert tokenizer.apply_chat_template(TALK[1:3], tokenize=False) in (text, text.removesuffix("<|endoftext|>"))
 

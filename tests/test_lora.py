@@ -1,4 +1,4 @@
-"""`training/lora.py`: adapters are trained, resumed, loaded, merged and published."""
+"""`runs/model.py`, LoRA: adapters are trained, resumed, loaded, merged and published."""
 
 import shutil
 

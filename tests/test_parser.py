@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, call
 
 from modeling_gptlite.errors import UserError
-from modeling_gptlite.runs.arguments import GROUPS, CausalLMTrainingArguments
+from modeling_gptlite.runs.settings import GROUPS, CausalLMTrainingArguments
 from scripts.parser import Parser
 
 

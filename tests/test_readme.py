@@ -21,8 +21,9 @@ from modeling_gptlite.configuration_gptlite import PRESETS
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, DataError, SourceArguments, TextFile, open_source
 from modeling_gptlite.interchange import FORMATS
 from modeling_gptlite.interchange.names import to_gpt2
-from modeling_gptlite.runs import budget
-from modeling_gptlite.training.lora import add_lora
+from modeling_gptlite.runs import train as runs_train
+from modeling_gptlite.runs.model import add_lora
+from modeling_gptlite.training.timing import Costs
 from scripts import train
 from tokenization import build_char_tokenizer
 
@@ -43,7 +44,7 @@ NAMES = {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": "", "checkpoint-450
 REVIEWS = {"green bottles": "good", "should fall": "bad"}
 MODULES = {"push": "push_to_hub"}  # of `gptlite push`; the other commands are called like their modules
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
-SLOW = budget.Costs(start=1, step=200, short_step=200, evaluation=1, checkpoint=1)  # two steps in ten minutes
+SLOW = Costs(start=1, step=200, short_step=200, evaluation=1, checkpoint=1)  # two steps in ten minutes
 
 
 def blocks(language):
@@ -134,7 +135,7 @@ def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
         argv += [*QUICK, f"--output_dir={place / 'result'}"]
     if "--minutes" in argv:
         argv.remove("--max_steps=2")
-        monkeypatch.setattr(budget, "measure", lambda *_: SLOW)
+        monkeypatch.setattr(runs_train, "time_run", lambda *_: SLOW)
     if "--help" in argv:
         with pytest.raises(SystemExit, match="0"):
             main(argv)

@@ -1,8 +1,8 @@
 """Prompts with completions, or conversations: from rows to ids, and whole batches of examples.
 
 source = open_source(SourceArguments(train_file=["questions.jsonl"]))
-train, validation = encode_examples(source, Encoder(tokenizer), context=1024, validation_fraction=0.1)
-batches = ShuffledExamples(train, samples=steps * batch_size, seed=0)
+train, validation = encode_rows(source, Encoder(tokenizer), validation_fraction=0.1)
+batches = ShuffledExamples(Examples.of(train, context=1024), samples=steps * batch_size, seed=0)
 """
 
 import itertools
@@ -25,6 +25,26 @@ from .windows import IGNORED, random_numbers, single
 # ---- Ids -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class EncodedRow:
+    """One example, whole: `ids` and, for each, whether the model learns to predict it; both `(tokens,)`.
+
+    Attributes:
+        last: Number of tokens in the last completion.
+    """
+
+    ids: list[int]
+    is_target: list[bool]
+    last: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fits(self, context: int) -> bool:
+        """Whether the last completion is left whole if the beginning is cut off."""
+        return self.last <= context
+
+
 @dataclass
 class Examples:
     """The ids of consecutive examples, and which of them the model learns to predict.
@@ -33,7 +53,6 @@ class Examples:
         ids: `(tokens,)`.
         is_target: `(tokens,)`, true where the model learns to predict the token.
         ends: `(examples,)`, the index at which each example ends.
-        characters: Number of characters that the model learns to predict.
         truncated: Number of examples whose beginning was cut off.
         skipped: Number of examples left out, because their last completion alone is longer than the context.
     """
@@ -41,9 +60,22 @@ class Examples:
     ids: list[int] = field(default_factory=list)
     is_target: list[bool] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    characters: int = 0
     truncated: int = 0
     skipped: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[EncodedRow], context: int) -> "Examples":
+        """The last `context + 1` ids of each row, unless that cuts off a part of its last completion."""
+        examples = cls()
+        for row in rows:
+            if not row.fits(context):
+                examples.skipped += 1
+                continue
+            examples.truncated += len(row) > context + 1
+            examples.ids += row.ids[-context - 1 :]
+            examples.is_target += [False, *row.is_target[-context - 1 :][1:]]  # nothing predicts the first
+            examples.ends.append(len(examples.ids))
+        return examples
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -65,46 +97,35 @@ class Examples:
     def targets(self) -> int:
         return sum(self.is_target)
 
-    def add(self, encoded: list[tuple[list[int], bool]], context: int) -> None:
-        """Append the last `context + 1` ids of an example, unless that cuts off a part of its last completion."""
-        ids = [token_id for part, _ in encoded for token_id in part]
-        is_target = [learn for part, learn in encoded for _ in part]
-        if len(encoded[-1][0]) > context:
-            self.skipped += 1
-            return
-        self.truncated += len(ids) > context + 1
-        self.ids += ids[-context - 1 :]
-        self.is_target += [False, *is_target[-context - 1 :][1:]]  # nothing predicts the first
-        self.ends.append(len(self.ids))
+    def count_characters(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Number of characters that the model learns to predict."""
+        completions = (self.completion(index) for index in range(len(self)))
+        return sum(len(tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions)
 
 
-def encode_examples(
-    source: Source, encoder: Encoder, context: int, validation_fraction: float
-) -> tuple[Examples, Examples]:
-    """The examples of the first rows, for training, and of the last `validation_fraction` of them, for validation.
+def encode_rows(
+    source: Source, encoder: Encoder, validation_fraction: float
+) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """The first rows of a source, for training, and the last `validation_fraction` of them, for validation.
 
     Prompt and completion are encoded separately, as at inference, and every completion ends with the end-of-text token.
-    If an example is longer than the context, its beginning is cut off; if its last completion alone is, it is skipped.
     `encoder.unknown` then counts what the tokenizer has no token for.
 
     Raises:
-        DataError: A row is not of the source's layout, the tokenizer has no end-of-text token, or a split is empty.
+        DataError: A row is not of the source's layout, or the tokenizer has no end-of-text token.
     """
     tokenizer = encoder.tokenizer
     if tokenizer.eos_token is None:
         raise DataError("examples need a tokenizer with an end-of-text token (eos_token), which ends a completion")
-    rows = source.scan("").documents
-    cut = int(rows * (1 - validation_fraction))
-    train, validation = Examples(), Examples()
+    cut = int(source.scan("").documents * (1 - validation_fraction))
+    rows = []
     for number, row in enumerate(source.documents, 1):
         parts = source.parts(row, number, tokenizer.special_tokens_map)
-        split = train if number <= cut else validation
-        split.add(_encode(parts, encoder, begins=source.layout is not CONVERSATIONS), context)
-    for split, name in ((train, "training"), (validation, "validation")):
-        if not len(split):
-            raise DataError(f"{source.name}: none of {rows:,} rows is left for {name}; {split.skipped:,} are too long")
-        split.characters = _count_characters(split, tokenizer)
-    return train, validation
+        encoded = _encode(parts, encoder, begins=source.layout is not CONVERSATIONS)
+        ids = [token_id for part, _ in encoded for token_id in part]
+        is_target = [learn for part, learn in encoded for _ in part]
+        rows.append(EncodedRow(ids, is_target, last=len(encoded[-1][0])))
+    return rows[:cut], rows[cut:]
 
 
 def _encode(parts: Iterable[Part], encoder: Encoder, begins: bool) -> list[tuple[list[int], bool]]:
@@ -124,11 +145,6 @@ def _encode(parts: Iterable[Part], encoder: Encoder, begins: bool) -> list[tuple
     if not encoded[0][0]:  # an empty prompt: the first target needs an input
         encoded[0] = ([tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos], False)
     return encoded
-
-
-def _count_characters(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> int:
-    completions = (examples.completion(index) for index in range(len(examples)))
-    return sum(len(tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions)
 
 
 # ---- Batches -------------------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ WIDE = 0.15  # nats per token between training and validation loss
 LATE = 0.75  # of the steps; what follows is the end of a run
 
 
-def advise(log_history: list[dict[str, Any]]) -> str | None:
+def advise(log_history: list[dict[str, Any]], is_limited_by_text: bool = False) -> str | None:
     """One sentence on what would help, by the first criterion that holds; None after fewer than three evaluations.
 
+    Args:
+        is_limited_by_text: The run ended before its minutes, because more passes over the text would not help.
+
     1. The last validation loss is more than `SMALL` above the lowest: overfitting.
-    2. It fell by more than `SMALL` in the last quarter of the steps: too few steps.
+    2. It fell by more than `SMALL` in the last quarter of the steps: too few steps, unless the text was the limit.
     3. It is more than `WIDE` above the training loss: little text for the size of the model.
     4. Otherwise the model has learned what it can.
     """
@@ -32,6 +35,8 @@ def advise(log_history: list[dict[str, Any]]) -> str | None:
             f"the validation loss rose by {last - best:.2f} after step {best_step:,}, which is overfitting: more text, "
             "dropout or a smaller model would help, more steps would not"
         )
+    if is_limited_by_text:
+        return "the run ended before its minutes, because so little text is memorized: more text would help"
     if before[0] > last + SMALL:
         return "the validation loss still fell at the end: more time would help"
     if gap > WIDE:

@@ -21,8 +21,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
+from ..data.encode import RunData
 from ..errors import UserError
+from ..training.hardware import hardware_facts
 from ..training.metrics import bits_per_character, perplexity
+from .settings import Arguments
 
 
 RUN_FILE = "run.json"
@@ -115,6 +118,31 @@ class Clock(TrainerCallback):
         self.before, self.began = self.seconds(), None
 
 
+def run_facts(
+    given: Mapping[str, Any], budget: Mapping[str, Any], args: Arguments, data: RunData, model: Any
+) -> dict[str, Any]:
+    """What `run.json` says of a run before it trains: arguments, environment, data, model.
+
+    Args:
+        given: The settings that were given or decided, with their values.
+        budget: The minutes, and what they amounted to; empty for a run without.
+    """
+    training, prompt = args.training, args.data.sample_prompt
+    return {
+        "arguments": publishable({name: value for name, value in given.items() if name != "minutes"}),
+        **({"budget": dict(budget)} if budget else {}),
+        "environment": {
+            **describe_environment(training.device),
+            "choices": hardware_facts(training, getattr(data.train, "context", math.inf)),
+        },
+        "data": data.facts,
+        "parameters": model.num_parameters(),
+        "prompt": data.prompt if prompt is None else prompt,
+        "lora_rank": args.model.lora_r,
+        **origin(args.model.model_name_or_path),
+    }
+
+
 def make_record(
     facts: Mapping[str, Any],
     state: TrainerState,
@@ -152,6 +180,15 @@ def summary(record: dict[str, Any]) -> str:
         f"validation loss {results['loss']:.4f} nats per token, "
         f"{results['bits_per_character']:.3f} bits per character, after {results['train_seconds']:.0f} s of training"
     )
+
+
+def origin(name_or_path: str | None) -> dict[str, Any]:
+    """Where a fine-tuned model comes from: the base model's name on the Hub, for the card's metadata, and its title."""
+    if name_or_path is None:
+        return {"base_model": None, "fine_tuned_from": None}
+    is_local = os.path.isdir(name_or_path)
+    name = Path(name_or_path).resolve().name if is_local else name_or_path
+    return {"base_model": None if is_local else name, "fine_tuned_from": name}
 
 
 def publishable(arguments: Mapping[str, Any]) -> dict[str, Any]:

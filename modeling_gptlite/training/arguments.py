@@ -3,6 +3,7 @@
 args = CausalLMTrainingArguments("out/model", max_steps=1000, optimizer="muon")
 """
 
+import copy
 import math
 import multiprocessing
 import os
@@ -157,7 +158,7 @@ class CausalLMTrainingArguments(_FixedArguments):
     short_context_fraction: float = field(
         default=0.6, metadata={"help": "Fraction of the steps that --short_context applies to."}
     )
-    torch_compile: BoolOrAuto = field(  # type: ignore[assignment]  # replaced by a bool
+    torch_compile: BoolOrAuto = field(  # type: ignore[assignment]  # a run replaces "auto" by a bool
         default=False,
         metadata={
             "help": "Compile the model: slower to start, faster steps. auto: if the run is long enough.",
@@ -208,38 +209,45 @@ class CausalLMTrainingArguments(_FixedArguments):
             self.use_cpu = True  # else the Trainer looks for a GPU, and refuses bf16
         _check_fixed(self)
         _check_rules(self)
-        _choose(self)
+        self._resolve_defaults()
+        args: Any = self
+        compile_later = args.torch_compile == "auto"
+        args.torch_compile = args.torch_compile is True  # or the Trainer's arguments would switch it on
         try:
             super().__post_init__()
         except (ImportError, KeyError, NotImplementedError, OSError, TypeError, ValueError) as error:
             raise ArgumentError(" ".join(str(error).split())) from error
+        if compile_later:
+            args.torch_compile = "auto"
         _check_resolved(self)
+
+    def _resolve_defaults(self) -> None:
+        """Replace `auto` and None by what suits this hardware and these models."""
+        args: Any = self
+        if args.precision == "auto" and (launched := _launched_precision()) in ("bf16", "fp16"):
+            setattr(args, launched, True)
+        if args.precision == "auto" and not (args.bf16 or args.fp16):
+            device = None if args.use_cpu else torch.accelerator.current_accelerator()
+            args.bf16 = multiplies_bf16(device.type if device else "cpu")
+        elif args.precision != "auto":
+            args.bf16, args.fp16 = args.precision == "bf16", args.precision == "fp16"
+        if args.lr_scheduler_type == "cosine_with_min_lr" and not args.lr_scheduler_kwargs:
+            args.lr_scheduler_kwargs = {"min_lr_rate": args.min_learning_rate_ratio}
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # there are none, and looking for them costs time at each step
+        if torch.cuda.is_available() and not args.use_cpu and args.accelerator_config is None:
+            args.accelerator_config = {"non_blocking": True}  # else each copied batch waits for the step before it
+
+    def without_push(self) -> "CausalLMTrainingArguments":
+        """A copy with which the Trainer's own upload is off: it includes the pickled arguments, with the token."""
+        copied = copy.copy(self)
+        copied.push_to_hub = False
+        return copied
 
 
 def _launched_precision() -> str:
     """`--mixed_precision` of `accelerate launch`, which the Trainer would use whatever `precision` says."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-
-
-def _choose(args) -> None:
-    """Replace `auto` and None by what suits this hardware and these models."""
-    if args.precision == "auto" and (launched := _launched_precision()) in ("bf16", "fp16"):
-        setattr(args, launched, True)
-    if args.precision == "auto" and not (args.bf16 or args.fp16):
-        device = None if args.use_cpu else torch.accelerator.current_accelerator()
-        args.bf16 = multiplies_bf16(device.type if device else "cpu")
-    elif args.precision != "auto":
-        args.bf16, args.fp16 = args.precision == "bf16", args.precision == "fp16"
-    args.compile_if_it_pays = args.torch_compile == "auto"
-    args.torch_compile = (
-        bool(args.torch_compile) and not args.compile_if_it_pays
-    )  # until the length of the run is known
-    if args.lr_scheduler_type == "cosine_with_min_lr" and not args.lr_scheduler_kwargs:
-        args.lr_scheduler_kwargs = {"min_lr_rate": args.min_learning_rate_ratio}
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # there are none, and looking for them costs time at each step
-    if torch.cuda.is_available() and not args.use_cpu and args.accelerator_config is None:
-        args.accelerator_config = {"non_blocking": True}  # else each copied batch waits for the step before it
 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------

@@ -57,11 +57,6 @@ def compiling_pays(seconds: float) -> bool:
     return has_compiler and _COMPILED_SAVES * seconds > _COMPILING_SECONDS
 
 
-def switch_on_compilation(args: TrainingArguments) -> None:
-    """What `TrainingArguments(torch_compile=True)` does, for arguments that exist."""
-    args.torch_compile, args.torch_compile_backend = True, "inductor"
-
-
 def hardware_facts(args: TrainingArguments, context: float) -> dict[str, Any]:
     """All choices, in plain values for `run.json`."""
     return {

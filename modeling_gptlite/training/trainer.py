@@ -5,7 +5,6 @@ trainer.train()
 """
 
 import contextlib
-import copy
 import math
 import os
 import time
@@ -24,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import PushInProgress
 
 from ..data.windows import whole_batch
-from ..hub import plain_card, push_folder
+from ..hub import hub_errors, plain_card, push_folder
 from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
@@ -74,15 +73,15 @@ class CausalLMTrainer(Trainer):
         self.card, self.run = card, run or {}
         self.checkpoints = Checkpoints(args.output_dir)
         self.pushes = args.push_to_hub
-        args = copy.copy(args)
-        args.push_to_hub = False  # the Trainer's own upload includes the pickled arguments, with the token
+        self._saving_in: str | None = None
         self._use_cache = model.config.use_cache
         kwargs.setdefault("data_collator", whole_batch)
         if args.label_smoothing_factor:
             kwargs.setdefault("compute_loss_func", smoothed_loss(args.label_smoothing_factor))
-        super().__init__(model, args, optimizer_cls_and_kwargs=optimizers_of(args), **kwargs)
+        super().__init__(model, args.without_push(), optimizer_cls_and_kwargs=optimizers_of(args), **kwargs)
         if self.pushes:
-            self.init_hf_repo()
+            with hub_errors(args.hub_model_id or str(args.output_dir)):
+                self.init_hf_repo()
         self.add_callback(_RelocateBest(self.checkpoints))
         self.add_callback(StopOnDivergence)
         if args.muon_momentum_warmup:
@@ -134,13 +133,13 @@ class CausalLMTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """As for `Trainer`, in a temporary folder that is sealed with a manifest and renamed."""
-        step, output_dir, main = self.state.global_step, self.args.output_dir, self.args.should_save
+        step, main = self.state.global_step, self.args.should_save
         with self.checkpoints.write(step, self.run, main, self.accelerator.wait_for_everyone) as folder:
-            self.args.output_dir = str(folder.parent)
+            self._saving_in = str(folder.parent)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self.args.output_dir = output_dir
+                self._saving_in = None
             best = self.checkpoints.folder(self.state.best_global_step or 0)
             if best.name == folder.name or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
@@ -151,6 +150,10 @@ class CausalLMTrainer(Trainer):
         if self.pushes:
             self._push_checkpoint(self.checkpoints.folder(step))
         self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial) -> str:
+        """The temporary folder while a checkpoint is saved; the Trainer writes `checkpoint-STEP` into it."""
+        return self._saving_in or super()._get_output_dir(trial)
 
     def _load_best_model(self) -> None:
         """As for `Trainer`, if the checkpoint is not damaged."""
@@ -219,9 +222,11 @@ def _check_trainer(args: CausalLMTrainingArguments, given: dict[str, Any]) -> No
     """Refuse what a `Trainer` takes and this one would ignore."""
     check_arguments(args)
     if args.minutes is not None and args.max_steps < 1:
-        raise ArgumentError("minutes need a run, which measures its speed; a trainer alone needs max_steps")
-    if args.compile_if_it_pays:
-        raise ArgumentError("torch_compile auto needs a run, which knows its length; a trainer takes True or False")
+        raise ArgumentError("minutes work with `start_from`, which measures the speed; a trainer needs max_steps")
+    if args.torch_compile == "auto":
+        raise ArgumentError(
+            "torch_compile auto works with `start_from`, which knows the length; a trainer takes True or False"
+        )
     for name in ("compute_metrics", "preprocess_logits_for_metrics"):
         if given.get(name) is not None:
             raise ArgumentError(f"{name} would not be called: evaluation computes the loss only, and keeps no logits")

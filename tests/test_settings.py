@@ -1,13 +1,13 @@
-"""`runs/arguments.py`: settings from Python, a recipe or the command line are the same."""
+"""`runs/settings.py`: settings from Python, a recipe or the command line are the same."""
 
 import pytest
 
-from modeling_gptlite.runs.arguments import DataArguments, ModelArguments, changed, defaults, parse
-from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
+from modeling_gptlite.runs.settings import DataArguments, defaults, parse, read
+from modeling_gptlite.training.arguments import ArgumentError
 
 
 def test_settings_are_parsed_as_the_flags_of_the_same_names():
-    model, data, training, given = parse(
+    settings = read(
         {
             "model_overrides": {"num_hidden_layers": 2},
             "train_file": ["a.txt", "b.txt"],
@@ -17,16 +17,17 @@ def test_settings_are_parsed_as_the_flags_of_the_same_names():
             "sample_prompt": None,
         }
     )
+    model, data, training = args = parse(settings)
     assert model.model_overrides == '{"num_hidden_layers": 2}'
     assert data.train_file == ["a.txt", "b.txt"]
     assert (training.learning_rate, training.use_cpu) == (0.01, True)
     assert training.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
-    assert given["learning_rate"] == 0.01
-    assert set(given) == {"model_overrides", "train_file", "learning_rate", "use_cpu", "lr_scheduler_kwargs"}
+    assert args.values(settings)["learning_rate"] == settings["learning_rate"] == 0.01
+    assert set(settings) == {"model_overrides", "train_file", "learning_rate", "use_cpu", "lr_scheduler_kwargs"}
 
 
 def test_one_file_may_be_given_without_a_list():
-    assert parse({"train_file": "a book.txt"})[1].train_file == ["a book.txt"]
+    assert parse(read({"train_file": "a book.txt"})).data.train_file == ["a book.txt"]
     assert DataArguments(train_file="a book.txt").train_file == ["a book.txt"]
 
 
@@ -43,19 +44,9 @@ MISTAKES = {
 @pytest.mark.parametrize(("settings", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_an_error_of_one_line(settings, message):
     with pytest.raises(ArgumentError) as error:
-        parse(settings)
+        parse(read(settings))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_what_differs_from_the_defaults_was_given():
-    model, data = ModelArguments(preset="classic-10m"), DataArguments(train_file=["a.txt"])
-    assert changed(model, data, CausalLMTrainingArguments("out/run", max_steps=5)) == {
-        "preset": "classic-10m",
-        "train_file": ["a.txt"],
-        "output_dir": "out/run",
-        "max_steps": 5,
-    }
 
 
 def test_every_setting_has_a_default():

@@ -1,4 +1,4 @@
-"""`runs/build.py`: new models, saved models that learn new characters, models of other classes."""
+"""`runs/model.py`: new models, saved models that learn new characters, models of other classes."""
 
 import json
 import shutil
@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from modeling_gptlite import GPTLiteConfig
-from modeling_gptlite.runs.build import grow_vocabulary
+from modeling_gptlite.data.sources import Source
+from modeling_gptlite.runs.model import build_model, load_or_build_tokenizer
+from modeling_gptlite.runs.settings import ModelArguments
 from scripts import generate, train
 from tokenization import build_char_tokenizer, encode_corpus
 
@@ -69,14 +71,17 @@ print(len(tokenizer), model.config.vocab_size, model.lm_head.out_features, model
 
 
 @pytest.mark.parametrize("preset", ["classic-10m", "nanogpt-10m", "modern-1m"])
-def test_a_model_that_grows_thinks_of_old_text_as_before(preset):
-    tokenizer = build_char_tokenizer("abc")
-    model, ids = tiny_model(preset, vocab_size=len(tokenizer)), torch.tensor([[0, 1, 2, 1, 0]])
-    rows = model.get_input_embeddings().weight.detach().clone()
+def test_a_model_that_grows_thinks_of_old_text_as_before(preset, tmp_path):
+    tokenizer, ids = build_char_tokenizer("abc"), torch.tensor([[0, 1, 2, 1, 0]])
+    saved = tiny_model(preset, vocab_size=len(tokenizer))
+    saved.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    args = ModelArguments(model_name_or_path=str(tmp_path))
+    tokenizer, added = load_or_build_tokenizer(args, Source("test", [["aéz"]]))
+    model = build_model(args, tokenizer, added).eval()
+    rows = saved.get_input_embeddings().weight
     with torch.no_grad():
-        before = model(ids).logits
-        grow_vocabulary(model, tokenizer, ["aéz"])
-        after = model(ids).logits
+        before, after = saved(ids).logits, model(ids).logits
     assert tokenizer("aéz").input_ids == [0, 7, 6]
     torch.testing.assert_close(after[..., :6], before)
     table = model.get_input_embeddings().weight

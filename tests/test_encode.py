@@ -1,4 +1,4 @@
-"""From a source to windows: `data/prepare.py`."""
+"""From a source to windows: `data/encode.py`."""
 
 import builtins
 import hashlib
@@ -9,8 +9,8 @@ import pytest
 from helpers import TEXT, write_rows
 
 from modeling_gptlite.data import DataError, files
+from modeling_gptlite.data.encode import encode, encode_text, joined, make_tokenizer
 from modeling_gptlite.data.layouts import PAIRS
-from modeling_gptlite.data.prepare import encode_splits, joined, make_tokenizer, prepare
 from modeling_gptlite.data.sources import Source, SourceArguments, open_source
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, encode_corpus
 
@@ -55,7 +55,7 @@ def test_the_split_is_by_position_wherever_the_text_is_cut(size):
     text = MANY_BYTES * 10
     source = documents(text, size=size)
     tokenizer = make_tokenizer(source)
-    splits, cut = encode_splits(source, tokenizer), len(text) * 9 // 10
+    splits, cut = encode_text(source, tokenizer), len(text) * 9 // 10
     assert tokenizer.decode(splits.train_ids) == text[:cut]
     assert tokenizer.decode(splits.validation_ids) == text[cut:]
     assert ["".join(splits.training_text) for _ in range(2)] == [text[:cut]] * 2
@@ -67,6 +67,7 @@ def test_the_split_is_by_position_wherever_the_text_is_cut(size):
         "train_tokens": cut,
         "validation_tokens": len(text) - cut,
         "validation_targets": len(text) - cut - 1,
+        **dict.fromkeys(("hub_dataset", "language", "license")),
     }
 
 
@@ -74,7 +75,7 @@ def test_the_split_is_by_position_wherever_the_text_is_cut(size):
 def test_the_two_splits_are_encoded_apart_wherever_the_cut_is(position):
     text = "to be<|endoftext|>to be"
     tokenizer = build_bpe_tokenizer("to be " * 9, vocab_size=270)
-    splits = encode_splits(documents(text, size=4), tokenizer, validation_fraction=1 - (position + 0.5) / len(text))
+    splits = encode_text(documents(text, size=4), tokenizer, validation_fraction=1 - (position + 0.5) / len(text))
     assert splits.train_ids.tolist() == encode_corpus(text[:position], tokenizer).tolist()
     assert splits.validation_ids.tolist() == encode_corpus(text[position:], tokenizer).tolist()
 
@@ -83,7 +84,7 @@ def test_the_end_of_text_token_stands_between_documents_only():
     source = documents("first", "2", "third one")
     assert "".join(joined(source, "|")) == "first|2|third one"
     tokenizer = make_tokenizer(source)
-    splits = encode_splits(source, tokenizer, validation_fraction=0.1)
+    splits = encode_text(source, tokenizer, validation_fraction=0.1)
     text = tokenizer.decode([*splits.train_ids, *splits.validation_ids])
     assert text == "first<|endoftext|>2<|endoftext|>third one"
 
@@ -91,7 +92,7 @@ def test_the_end_of_text_token_stands_between_documents_only():
 def test_examples_are_not_text_that_can_be_split():
     source = Source("questions", [{"prompt": "a", "completion": "b"}], PAIRS)
     with pytest.raises(DataError, match=r"questions contains prompts and completions.*--text_column"):
-        encode_splits(source, build_char_tokenizer("ab"))
+        encode_text(source, build_char_tokenizer("ab"))
 
 
 # ---- Packed ids ----------------------------------------------------------------------------------------------------
@@ -99,9 +100,9 @@ def test_examples_are_not_text_that_can_be_split():
 
 def test_ids_are_cached_for_the_same_text_tokenizer_and_cut(cache):
     tokenizer = make_tokenizer(documents(TEXT))
-    first = encode_splits(documents(TEXT), tokenizer)
+    first = encode_text(documents(TEXT), tokenizer)
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    again = encode_splits(documents(TEXT, size=100), tokenizer)
+    again = encode_text(documents(TEXT, size=100), tokenizer)
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
     assert isinstance(again.train_ids, np.memmap)
     assert again.train_ids.tolist() == first.train_ids.tolist()
@@ -111,37 +112,37 @@ def test_ids_are_cached_for_the_same_text_tokenizer_and_cut(cache):
         (documents(TEXT), tokenizer, 0.2),
     ]:
         count = len(list(cache.iterdir()))
-        encode_splits(source, other, fraction)
-        assert len(list(cache.iterdir())) == count + 3
+        encode_text(source, other, fraction)
+        assert len(list(cache.iterdir())) == count + 2
 
 
 def test_an_interrupted_encoding_is_done_again(cache, monkeypatch):
     tokenizer = make_tokenizer(documents(TEXT))
-    monkeypatch.setattr("modeling_gptlite.data.prepare._write_atomically", lambda *_: 1 / 0)
+    monkeypatch.setattr("modeling_gptlite.data.encode._write_atomically", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        encode_splits(documents(TEXT), tokenizer)
+        encode_text(documents(TEXT), tokenizer)
     monkeypatch.undo()
     monkeypatch.setenv("GPTLITE_CACHE", str(cache))
-    assert tokenizer.decode(encode_splits(documents(TEXT), tokenizer).train_ids) == TEXT[: int(len(TEXT) * 0.9)]
+    assert tokenizer.decode(encode_text(documents(TEXT), tokenizer).train_ids) == TEXT[: int(len(TEXT) * 0.9)]
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DataError, match="GPTLITE_CACHE"):
-        encode_splits(documents(TEXT), build_char_tokenizer(TEXT))
+        encode_text(documents(TEXT), build_char_tokenizer(TEXT))
 
 
 def test_characters_that_the_tokenizer_does_not_know_are_reported_from_the_cache_as_well():
     for _ in range(2):
         lines = []
-        encode_splits(documents("ab" * 49 + "éé"), build_char_tokenizer("ab"), report=lines.append)
+        encode_text(documents("ab" * 49 + "éé"), build_char_tokenizer("ab"), report=lines.append)
         assert lines == ["not in the vocabulary, 2.00% of the tokens: 'é' (U+00E9)"]
 
 
 def test_a_character_without_a_token_is_an_error_if_there_is_no_unknown_token():
     with pytest.raises(DataError, match=r"'é' \(U\+00E9\)"):
-        encode_splits(documents("abé" * 9), build_char_tokenizer("ab", special_tokens=False))
+        encode_text(documents("abé" * 9), build_char_tokenizer("ab", special_tokens=False))
 
 
 # ---- How often text is read ----------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_a_run_reads_its_text_twice_and_once_if_the_ids_are_cached(kind, tokeniz
         bytes_read[0] = 0
         source = open_source(SourceArguments(train_file=list(map(str, paths))))
         vocabulary = make_tokenizer(source, tokenizer, vocab_size=40)
-        prepare(source, vocabulary, 64, windows_per_step=4, max_steps=10, report=lambda line: None)
+        encode(source, vocabulary).cut(64, windows_per_step=4, steps=10)
         assert 0.9 * int(most) * size < bytes_read[0] <= most * size
 
 
@@ -208,7 +209,7 @@ def test_a_run_reads_its_text_twice_and_once_if_the_ids_are_cached(kind, tokeniz
 
 def test_a_text_becomes_the_windows_of_its_splits():
     source = Source("test", [[TEXT]], language="en", license="mit", hub_dataset="ada/texts")
-    prepared = prepare(source, make_tokenizer(source), 32, windows_per_step=4, max_steps=10, seed=3)
+    prepared = encode(source, make_tokenizer(source)).cut(32, windows_per_step=4, steps=10, seed=3)
     assert (prepared.steps, len(prepared.train), prepared.train.tokens_per_sample) == (10, 40, 32)
     assert (prepared.train.seed, prepared.prompt) == (3, "\n")
     assert len(prepared.validation) == -(-prepared.facts["validation_targets"] // 32)
@@ -219,8 +220,10 @@ def test_a_text_becomes_the_windows_of_its_splits():
 def test_examples_become_batches_with_the_first_validation_prompt():
     rows = [{"prompt": f"{n} and 1?", "completion": f" {n + 1}!"} for n in range(30)]
     source, lines = Source("sums", [*rows, {"prompt": "x" * 50, "completion": " é"}], PAIRS), []
-    prepared = prepare(source, build_char_tokenizer(ALPHABET), 20, windows_per_step=4, report=lines.append)
-    assert (prepared.steps, prepared.prompt) == (7, "27 and 1?")
+    text = encode(source, build_char_tokenizer(ALPHABET), report=lines.append)
+    assert text.samples_per_epoch(20) == 27
+    prepared = text.cut(20, windows_per_step=4, steps=7, report=lines.append)
+    assert prepared.prompt == "27 and 1?"
     assert (len(prepared.train), len(prepared.validation)) == (7 * 4, 4)
     facts = {"examples": "prompts and completions", "train_examples": 27, "validation_examples": 4}
     assert facts.items() <= prepared.facts.items()
@@ -228,8 +231,17 @@ def test_examples_become_batches_with_the_first_validation_prompt():
     assert any("1 examples are longer than the context length of 20" in line for line in lines)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (1, 5), (2.5, 12)])
-def test_steps_follow_from_epochs(epochs, steps):
+def test_an_epoch_of_text_is_as_many_windows_as_it_has_contexts():
     source = documents("ab" * 100)
-    prepared = prepare(source, make_tokenizer(source), 9, windows_per_step=4, epochs=epochs)
-    assert prepared.steps == steps
+    assert encode(source, make_tokenizer(source)).samples_per_epoch(context=9) == 180 / 9
+
+
+def test_rows_are_truncated_to_the_context_of_each_cut_and_left_out_if_a_completion_is_longer():
+    rows = [{"prompt": "x" * 30, "completion": " yes"}, {"prompt": "x", "completion": "y" * 30}] * 5
+    text, lines = encode(Source("test", rows, PAIRS), build_char_tokenizer(ALPHABET), 0.2), []
+    short, long = (text.cut(context, 1, 1, report=lines.append).facts for context in (10, 60))
+    assert (short["train_examples"], long["train_examples"]) == (4, 8)
+    assert lines == [
+        "5 examples are longer than the context length of 10: their beginning is cut off",
+        "5 examples are left out: their completion alone is longer than the context length",
+    ]

@@ -1,8 +1,8 @@
 """What makes two runs the same run, and so from which checkpoint a run may resume.
 
+checkpoint = find_checkpoint(training_args, log=print)
 identity = identify(given, training_args, facts, tokenizer, model)
-checkpoint = find_checkpoint(training_args, report=print)
-check_same_run(checkpoint, identity, report=print)
+check_same_run(checkpoint, identity, log=print)
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..training.arguments import CausalLMTrainingArguments
 from ..training.checkpointing import Checkpoints
 from ..training.hardware import precision
-from .arguments import defaults
 from .record import RUN_FILE, plain
+from .settings import defaults
 
 
 # Why a setting may change when a run is resumed, and which: names and patterns. All other settings must stay the same.
@@ -98,70 +98,80 @@ def differences(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> lis
     return found
 
 
-def check_output_dir(args: CausalLMTrainingArguments) -> None:
-    """Raise `ResumeError` if the output folder cannot be used as `resume_from_checkpoint` says.
+def resume_mode(args: CausalLMTrainingArguments) -> str:
+    """What `resume_from_checkpoint` asks for: "auto", "true", "false", or the path of a checkpoint."""
+    wanted = str(args.resume_from_checkpoint or "false")
+    return wanted.lower() if wanted.lower() in ("auto", "true", "false") else wanted
 
-    Normalizes `args.resume_from_checkpoint` to "auto", "true", "false" or a path.
-    """
-    output_dir, resume = Path(str(args.output_dir)), str(args.resume_from_checkpoint or "false")
-    for path in (output_dir, *output_dir.parents):
-        if path.exists() and not path.is_dir():
-            raise ResumeError(f"{path} is not a folder; choose another --output_dir")
-    nearest = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK):
-        raise ResumeError(f"cannot write in {nearest}: it is read-only; choose another --output_dir")
-    if resume.lower() not in ("auto", "true", "false"):
-        if not os.path.isdir(resume):
-            raise ResumeError(f"{resume} is not a checkpoint; --resume_from_checkpoint takes auto, true, false or one")
-        args.resume_from_checkpoint = resume
+
+def check_output_dir(args: CausalLMTrainingArguments) -> None:
+    """Raise `ResumeError` if the output folder cannot be used as `resume_from_checkpoint` says."""
+    output_dir, mode = Path(args.output_dir), resume_mode(args)
+    _require_writable(output_dir)
+    if mode not in ("auto", "true", "false"):
+        if not os.path.isdir(mode):
+            raise ResumeError(f"{mode} is not a checkpoint; --resume_from_checkpoint takes auto, true, false or one")
         return
-    args.resume_from_checkpoint = resume.lower()
     with Checkpoints(output_dir).locked() if args.process_index == 0 else contextlib.nullcontext():
         checkpoints = Checkpoints(output_dir).all()
-    if resume.lower() == "true":
+    if mode == "true":
         if not checkpoints:
             raise ResumeError(f"there is no checkpoint to resume from in {output_dir}")
     elif (output_dir / RUN_FILE).exists():
         raise ResumeError(f"{output_dir} holds a finished run; choose another --output_dir, or delete the folder")
-    elif resume.lower() == "false" and checkpoints:
+    elif mode == "false" and checkpoints:
         raise ResumeError(
             f"{output_dir} holds an unfinished run; resume it with --resume_from_checkpoint auto, choose another "
             "--output_dir, or delete the folder"
         )
 
 
-def find_checkpoint(args: CausalLMTrainingArguments, report: Callable[[str], None]) -> Path | None:
+def _require_writable(folder: Path) -> None:
+    places = [folder.absolute(), *folder.absolute().parents]
+    for path in places:
+        if path.exists() and not path.is_dir():
+            raise ResumeError(f"{path} is not a folder; choose another --output_dir")
+    nearest = next(path for path in places if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ResumeError(f"cannot write in {nearest}: it is read-only; choose another --output_dir")
+
+
+def find_checkpoint(args: CausalLMTrainingArguments, log: Callable[[str], None]) -> Path | None:
     """The undamaged checkpoint to resume from; None to train from the first step.
 
     Raises:
         ResumeError: The one that `resume_from_checkpoint` names is damaged.
         CheckpointError: All checkpoints of the output folder are damaged.
     """
-    checkpoints = Checkpoints(str(args.output_dir))
+    checkpoints, mode = Checkpoints(args.output_dir), resume_mode(args)
     found: list[Path | None] = [None]
-    if args.process_index == 0 and args.resume_from_checkpoint in ("auto", "true"):
+    if args.process_index == 0 and mode in ("auto", "true"):
         with checkpoints.locked():
-            found = [checkpoints.newest(report)]
-    elif args.process_index == 0 and args.resume_from_checkpoint != "false":
-        named = Path(str(args.resume_from_checkpoint))
-        if reason := checkpoints.damage(named):
-            raise ResumeError(f"{named} is not an intact checkpoint: {reason}")
-        found = [named]
+            found = [checkpoints.newest(log)]
+    elif args.process_index == 0 and mode != "false":
+        if reason := checkpoints.damage(Path(mode)):
+            raise ResumeError(f"{mode} is not an intact checkpoint: {reason}")
+        found = [Path(mode)]
     if args.world_size > 1:
         broadcast_object_list(found)
     return found[0]
 
 
-def check_same_run(checkpoint: Path | None, identity: Mapping[str, Any], report: Callable[[str], None]) -> None:
-    """Report from which checkpoint the run `identity` resumes; None is allowed, and not reported.
+def recorded_run(checkpoint: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint says about its run: an identity, and what the run decided."""
+    return Checkpoints.recorded_run(checkpoint)
+
+
+def check_same_run(checkpoint: Path | None, identity: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    """Log from which checkpoint the run `identity` resumes; None is allowed.
 
     Raises:
         ResumeError: The checkpoint belongs to another run; the message lists the differences.
     """
     if checkpoint is None:
         return
-    if different := differences(Checkpoints.recorded_run(checkpoint), identity):
+    if different := differences(recorded_run(checkpoint), identity):
         raise ResumeError(
             f"{checkpoint} belongs to another run: {'; '.join(different)}; restore that, or choose another --output_dir"
         )
-    report(f"resuming from {checkpoint.name}")
+    log(f"resuming from {checkpoint.name}")

@@ -1,6 +1,7 @@
-"""`runs/start.py`: a run that starts in Python is the run of the command, and resumes bit for bit;
+"""`runs/train.py`: a run that starts in Python is the run of the command, and resumes bit for bit;
 runs on examples."""
 
+import copy
 import itertools
 import json
 import shutil
@@ -14,11 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_gptlite.errors import UserError
 from modeling_gptlite.runs import record as records
-from modeling_gptlite.runs.arguments import DataArguments, ModelArguments
-from modeling_gptlite.runs.identity import ResumeError
+from modeling_gptlite.runs import start as former
 from modeling_gptlite.runs.record import read_run
-from modeling_gptlite.runs.start import start, start_from
-from modeling_gptlite.training.arguments import CausalLMTrainingArguments
+from modeling_gptlite.runs.resume import ResumeError
+from modeling_gptlite.runs.train import start, start_from
 from scripts import generate
 
 
@@ -72,15 +72,15 @@ def test_a_run_that_python_interrupted_is_resumed_by_the_command(settings, train
     assert same_weights(tmp_path / "run", trained)
 
 
-def test_arguments_without_a_list_of_what_was_given_make_the_same_run(settings, trained, tmp_path):
-    interrupted(start_from(**settings), 14)
-    data = DataArguments(train_file=settings["train_file"], **DATA)
-    training = CausalLMTrainingArguments(settings["output_dir"], **TRAINING)
-    run = start(ModelArguments(**MODEL), data, training)
-    assert run.checkpoint is not None
+def test_nothing_is_assigned_to_the_arguments_of_a_run(settings):
+    run = start_from(**settings)
+    before = copy.deepcopy([vars(group) for group in run.args])
     run.train()
-    assert same_weights(tmp_path / "run", trained)
-    assert read_run(tmp_path / "run")["arguments"]["max_steps"] == 20
+    assert [vars(group) for group in run.args] == before
+
+
+def test_the_former_module_can_still_be_imported():
+    assert (former.start_from, former.start) == (start_from, start)
 
 
 def test_another_setting_is_refused_with_the_difference(settings):
@@ -118,8 +118,16 @@ def test_a_recipe_is_found_by_name_and_settings_replace_its_own(text_file, tmp_p
     small = {**SETTINGS, "short_context": 16}
     run = start_from("quickstart", **small, train_file=[str(text_file)], output_dir=str(tmp_path / "run"))
     assert run.facts["data"]["name"] == "bottles.txt"
-    assert run.trainer.args.max_steps == 20
+    assert run.args.training.max_steps == 20
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.001, 1), (1, 61), (2.5, 152)])
+def test_steps_follow_from_epochs(epochs, steps, settings):
+    run = start_from(**{**settings, "max_steps": None, "num_train_epochs": epochs})
+    assert run.args.training.max_steps == run.data.steps == steps
+    assert len(run.data.train) == steps * 8
+    assert "max_steps" not in run.facts["arguments"]
 
 
 def test_a_run_with_enough_evaluations_ends_with_advice(settings, capsys):
@@ -128,9 +136,9 @@ def test_a_run_with_enough_evaluations_ends_with_advice(settings, capsys):
 
 
 def test_progress_is_reported_to_the_caller(text_file, tmp_path, capsys):
-    model, data = ModelArguments(**MODEL), DataArguments(train_file=[str(text_file)], **DATA, eval_sample_length=0)
+    places = {"train_file": str(text_file), "output_dir": str(tmp_path / "run")}
     lines = []
-    start(model, data, CausalLMTrainingArguments(str(tmp_path / "run"), **TRAINING), report=lines.append).train()
+    start({**SETTINGS, **places, "eval_sample_length": 0}, log=lines.append).train()
     assert lines[0].startswith("bottles.txt: ")
     assert "parameters, 256 tokens per step" in lines[1]
     assert lines[-1].startswith("validation loss ")

@@ -1,11 +1,18 @@
-"""`runs/identity.py`: which settings make a run, and where it may write."""
+"""`runs/resume.py`: which settings make a run, and where it may write."""
 
 import dataclasses
 
 import pytest
 
-from modeling_gptlite.runs.arguments import GROUPS, defaults
-from modeling_gptlite.runs.identity import MAY_CHANGE, ResumeError, check_output_dir, differences, may_change
+from modeling_gptlite.runs.resume import (
+    MAY_CHANGE,
+    ResumeError,
+    check_output_dir,
+    differences,
+    may_change,
+    resume_mode,
+)
+from modeling_gptlite.runs.settings import GROUPS, defaults
 from modeling_gptlite.training.arguments import CausalLMTrainingArguments
 
 
@@ -46,7 +53,7 @@ def test_no_setting_that_changes_the_weights_may_change():
 def check(folder, resume="auto"):
     args = CausalLMTrainingArguments(str(folder), resume_from_checkpoint=resume)
     check_output_dir(args)
-    return args.resume_from_checkpoint
+    return resume_mode(args)
 
 
 @pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), ("True", "true"), (None, "false")])

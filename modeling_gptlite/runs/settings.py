@@ -1,13 +1,15 @@
-"""The settings of a run: three groups of arguments, each field a flag of `scripts.train` with its help.
+"""The settings of a run: a mapping whose names are the flags of `gptlite train`, from flags, a recipe or Python.
 
-model, data, training, given = parse({"preset": "modern-1m", "train_file": "book.txt", "max_steps": 1000})
+settings = read({"preset": "modern-1m", "train_file": "book.txt", "max_steps": "1000"})  # checked, with their types
+model_args, data_args, training_args = parse(settings)
 """
 
 import difflib
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
@@ -102,6 +104,23 @@ class DataArguments(SourceArguments):
 GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, CausalLMTrainingArguments)
 
 
+class Arguments(NamedTuple):
+    """The settings of a run as the three groups of arguments; nothing is assigned to them."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: CausalLMTrainingArguments
+
+    def values(self, names: Iterable[str]) -> dict[str, Any]:
+        """The values of some settings, by name."""
+        everything = {name: value for group in self for name, value in vars(group).items()}
+        return {name: everything[name] for name in names}
+
+
+# ---- Reading settings ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
 def defaults() -> dict[str, Any]:
     """The default of every setting."""
     return {
@@ -111,37 +130,36 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def changed(*groups: Any) -> dict[str, Any]:
-    """The settings in instances of `GROUPS` that differ from their defaults."""
-    pairs = [(group, type(group)()) for group in groups]
-    return {
-        each.name: getattr(group, each.name)
-        for group, default in pairs
-        for each in fields(group)
-        if getattr(group, each.name) != getattr(default, each.name)
-    }
+def read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the types of their fields; those that are None are left out.
 
-
-def parse(
-    settings: Mapping[str, Any],
-) -> tuple[ModelArguments, DataArguments, CausalLMTrainingArguments, dict[str, Any]]:
-    """The three groups of arguments from `settings`, and the values of those that were given.
-
-    Each setting is parsed as the flag of the same name, so that Python, a recipe and the command line accept the same.
+    Each is read as the flag of the same name, so that Python, a recipe and the command line accept the same.
 
     Raises:
-        ArgumentError: A setting is unknown, or its value is not allowed.
+        ArgumentError: A setting is unknown, or has a value of another type.
     """
     for name in settings:
         if name not in defaults():
             nearest = difflib.get_close_matches(name, defaults(), n=1)
             raise ArgumentError(f"unknown setting {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
-    try:
-        model, data, training = _Parser(GROUPS, allow_abbrev=False).parse_args_into_dataclasses(as_flags(settings))
-    except (ValueError, TypeError) as error:  # raised by a dataclass for its values
-        raise ArgumentError(" ".join(str(error).split())) from error
-    values = {**vars(model), **vars(data), **vars(training)}
-    return model, data, training, {name: values[name] for name, value in settings.items() if value is not None}
+    values = vars(_Parser(GROUPS, allow_abbrev=False).parse_args(as_flags(settings)))
+    return {name: values[name] for name, value in settings.items() if value is not None}
+
+
+def parse(settings: Mapping[str, Any]) -> Arguments:
+    """The groups of arguments for settings that `read` returned.
+
+    Raises:
+        ArgumentError: A value is not allowed.
+    """
+    groups = []
+    for group in GROUPS:
+        names = [each.name for each in fields(group) if each.name in settings]
+        try:
+            groups.append(group(**{name: settings[name] for name in names}))
+        except (ValueError, TypeError) as error:
+            raise ArgumentError(" ".join(str(error).split())) from error
+    return Arguments(*groups)
 
 
 class _Parser(HfArgumentParser):

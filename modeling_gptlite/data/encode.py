@@ -1,0 +1,334 @@
+"""A source as token ids, and the windows or examples that a run takes from them.
+
+source = open_source(SourceArguments(dataset="auto"))
+tokenizer = make_tokenizer(source, "char")
+text = encode(source, tokenizer)
+data = text.cut(context=256, windows_per_step=64, steps=1000)
+
+Text is read twice: first for the tokenizer, the hash and the length of the text, then to be encoded. The ids are cached
+under that hash, so another run with the same text and tokenizer reads it once.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, describe_characters
+from tokenization.corpus import Encoder, map_ids, tokenizer_state, write_ids
+
+from . import DataError
+from .examples import EncodedRow, EvaluationExamples, Examples, ShuffledExamples, encode_rows
+from .files import cache_dir
+from .layouts import TEXT
+from .sources import Source
+from .windows import EvaluationWindows, RandomWindows
+
+
+Report = Callable[[str], None]
+
+
+def make_tokenizer(
+    source: Source, kind: Literal["char", "bpe", "word"] = "char", vocab_size: int = 1024
+) -> PreTrainedTokenizerFast:
+    """A tokenizer for the text of `source`, which is read once.
+
+    Args:
+        vocab_size: Number of tokens; a character vocabulary is as large as the text needs.
+
+    Raises:
+        DataError: The text is empty or cannot be read, or `vocab_size` is too small.
+    """
+    try:
+        if kind == "char":
+            return build_char_tokenizer(source.texts())
+        build = {"bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[kind]
+        return build(source.texts(), vocab_size)
+    except ValueError as error:
+        raise DataError(error) from error
+
+
+# ---- What a run gets -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run, the same for every kind of source.
+
+    Attributes:
+        train: The samples of the whole run in order, `steps * windows_per_step` of them.
+        validation: The whole validation split.
+        steps: Number of optimizer steps.
+        prompt: What samples continue by default: a newline, or the first validation prompt.
+        facts: What `run.json` says about the data.
+    """
+
+    train: RandomWindows | ShuffledExamples
+    validation: EvaluationWindows | EvaluationExamples
+    steps: int
+    prompt: str
+    facts: dict[str, Any]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of all processes; for examples, the mean."""
+        return round(len(self.train) // self.steps * self.train.tokens_per_sample)
+
+
+def encode(
+    source: Source, tokenizer: PreTrainedTokenizerBase, validation_fraction: float = 0.1, report: Report = print
+) -> "EncodedText | EncodedExamples":
+    """The ids of a source, split by position: the first part trains, the last `validation_fraction` validates.
+
+    Args:
+        report: Called with each remark about the text, for example that the tokenizer does not know a character.
+
+    Raises:
+        DataError: The text cannot be read or is too short, a character has no token, or the ids cannot be stored.
+    """
+    if source.layout is TEXT:
+        return encode_text(source, tokenizer, validation_fraction, report)
+    encoder = Encoder(tokenizer)
+    train, validation = encode_rows(source, encoder, validation_fraction)
+    encoded = EncodedExamples(source, tokenizer, train, validation)
+    _report_unknown(encoder.unknown, encoded.train_tokens + sum(map(len, validation)), report)
+    return encoded
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as two arrays of ids.
+
+    Attributes:
+        train_ids: `(tokens,)`, memory-mapped.
+        validation_ids: `(tokens,)`, memory-mapped.
+        training_text: The training split in pieces; each iteration reads it again.
+        facts: What `run.json` says about the text.
+    """
+
+    train_ids: np.ndarray
+    validation_ids: np.ndarray
+    training_text: Iterable[str]
+    facts: dict[str, Any]
+    divides = True  # a window can be cut into shorter ones
+
+    @property
+    def train_tokens(self) -> int:
+        return len(self.train_ids)
+
+    def samples_per_epoch(self, context: int) -> float:
+        return len(self.train_ids) / context
+
+    def cut(self, context: int, windows_per_step: int, steps: int, seed: int = 0, report: Report = print) -> RunData:
+        """The windows of a run of `steps` steps.
+
+        Args:
+            context: Context length, in tokens.
+            windows_per_step: Windows in each optimizer step, over all processes.
+            seed: Of the order of the training windows.
+
+        Raises:
+            DataError: The text is shorter than a window.
+        """
+        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed)
+        validation = EvaluationWindows(self.validation_ids, context)
+        return RunData(train, validation, steps, "\n", {**self.facts, "context_length": context})
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Prompts with completions, or conversations, as ids of whole rows; `cut` truncates them to a context length."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    divides = False
+
+    @property
+    def train_tokens(self) -> int:
+        return sum(map(len, self.train))
+
+    def samples_per_epoch(self, context: int) -> float:
+        return sum(row.fits(context) for row in self.train)
+
+    def cut(self, context: int, windows_per_step: int, steps: int, seed: int = 0, report: Report = print) -> RunData:
+        """The examples of a run, as for `EncodedText`.
+
+        If an example is longer than the context, its beginning is cut off; if its last completion alone is, it is left
+        out.
+
+        Args:
+            report: Called with how many examples that concerns.
+
+        Raises:
+            DataError: No example is left in one of the splits.
+        """
+        train, validation = (Examples.of(rows, context) for rows in (self.train, self.validation))
+        for split, name in ((train, "training"), (validation, "validation")):
+            if not len(split):
+                rows = len(self.train) + len(self.validation)
+                raise DataError(
+                    f"{self.source.name}: none of {rows:,} rows is left for {name}; {split.skipped:,} are too long"
+                )
+        if truncated := train.truncated + validation.truncated:
+            report(
+                f"{truncated:,} examples are longer than the context length of {context}: their beginning is cut off"
+            )
+        if skipped := train.skipped + validation.skipped:
+            report(f"{skipped:,} examples are left out: their completion alone is longer than the context length")
+        facts = {
+            "name": self.source.name,
+            "sha256": self.source.scan("").sha256,
+            "examples": self.source.layout.name,
+            "train_examples": len(train),
+            "validation_examples": len(validation),
+            "train_tokens": len(train.ids),
+            "validation_tokens": len(validation.ids),
+            "validation_targets": validation.targets,
+            "validation_characters": validation.count_characters(self.tokenizer),
+            "context_length": context,
+            **_about(self.source),
+        }
+        prompt = str(self.tokenizer.decode(validation.prompt(0)))
+        samples = ShuffledExamples(train, steps * windows_per_step, seed)
+        return RunData(samples, EvaluationExamples(validation), steps, prompt, facts)
+
+
+def _about(source: Source) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in ("hub_dataset", "language", "license")}
+
+
+def _report_unknown(unknown: Counter[str], tokens: int, report: Report) -> None:
+    if unknown:
+        share = unknown.total() / tokens
+        report(f"not in the vocabulary, {share:.2%} of the tokens: {describe_characters(unknown)}")
+
+
+# ---- Text ----------------------------------------------------------------------------------------------------------
+
+
+def encode_text(
+    source: Source, tokenizer: PreTrainedTokenizerBase, validation_fraction: float = 0.1, report: Report = print
+) -> EncodedText:
+    """`encode` for text. The ids are cached on disk, under a hash of text, tokenizer and position of the cut.
+
+    Raises:
+        DataError: As for `encode`, or the source contains examples.
+    """
+    if source.layout is not TEXT:
+        raise DataError(f"{source.name} contains {source.layout.name}, not text; name a column with --text_column")
+    separator = tokenizer.eos_token or ""
+    scan = source.scan(separator)
+    cut = int(scan.characters * (1 - validation_fraction))
+    try:
+        train_ids, validation_ids, unknown = _packed_ids(source, tokenizer, scan.sha256, cut)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"cannot store the ids in {cache_dir()}: {error}; set GPTLITE_CACHE to use another folder"
+        ) from error
+    except ValueError as error:  # a character has no id, and the tokenizer no unknown token
+        raise DataError(error) from error
+    _report_unknown(unknown, len(train_ids) + len(validation_ids), report)
+    facts = {
+        "name": source.name,
+        "sha256": scan.sha256,
+        "train_characters": cut,
+        "validation_characters": scan.characters - cut,
+        "train_tokens": len(train_ids),
+        "validation_tokens": len(validation_ids),
+        "validation_targets": len(validation_ids) - 1,
+        **_about(source),
+    }
+    return EncodedText(train_ids, validation_ids, TextSlice(source, separator, 0, cut), facts)
+
+
+@dataclass(frozen=True)
+class TextSlice:
+    """The characters `start` to `stop` of a source, in pieces; each iteration reads them again."""
+
+    source: Source
+    separator: str
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[str]:
+        position = 0
+        for piece in joined(self.source, self.separator):
+            part = piece[max(0, self.start - position) : max(0, self.stop - position)]
+            if part:
+                yield part
+            position += len(piece)
+            if position >= self.stop:
+                return
+
+
+def joined(source: Source, separator: str = "") -> Iterator[str]:
+    """The text of all documents, in pieces, with `separator` between documents."""
+    for index, document in enumerate(source.documents):
+        if index and separator:
+            yield separator
+        yield from document
+
+
+def _packed_ids(
+    source: Source, tokenizer: PreTrainedTokenizerBase, sha256: str, cut: int
+) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
+    """The ids of both splits from the cache; if they are not there, both are encoded in one reading of the text.
+
+    One file holds both, so that no run finds one without the other.
+    """
+    encoder = Encoder(tokenizer)
+    about = [tokenizer_state(tokenizer), tokenizer.eos_token, sha256, cut]
+    key = hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
+    path, note = cache_dir() / f"{key}.{encoder.dtype.name}", cache_dir() / f"{key}.json"
+    if not (path.exists() and note.exists()):
+        before, after = _divided(joined(source, tokenizer.eos_token or ""), cut)
+        train_tokens = 0
+
+        def arrays() -> Iterator[np.ndarray]:
+            nonlocal train_tokens
+            for ids in encoder.arrays(before):
+                train_tokens += len(ids)
+                yield ids
+            yield from encoder.arrays(after)
+
+        write_ids(path, arrays())
+        _write_atomically(note, json.dumps({"train_tokens": train_tokens, "unknown": encoder.unknown}))
+    facts = json.loads(note.read_text(encoding="utf-8"))
+    ids, end = map_ids(path, encoder.dtype), facts["train_tokens"]
+    return ids[:end], ids[end:], Counter(facts["unknown"])
+
+
+def _divided(pieces: Iterator[str], characters: int) -> tuple[Iterator[str], Iterator[str]]:
+    """The text before and after a number of characters, in pieces. The second part begins where the first one ended."""
+    rest = []
+
+    def first() -> Iterator[str]:
+        left = characters
+        for piece in pieces:
+            yield piece[:left]
+            if len(piece) >= left:
+                rest.append(piece[left:])
+                return
+            left -= len(piece)
+
+    def second() -> Iterator[str]:
+        yield from rest
+        yield from pieces
+
+    return first(), second()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,343 @@
+"""What suits a text, a time and a machine: the size of a model, the number of steps, dropout, compilation.
+
+resolved = resolve({"minutes": 10}, Facts(train_tokens=1_003_854), measure)
+print(resolved.settings)  # {"minutes": 10, "model_overrides": '{"hidden_size": 128, ...}', "max_steps": 2140, ...}
+
+`resolve` computes with numbers only: `measure` returns the seconds that a run with some settings takes
+(`training/timing.py`). `benchmarks/tuning.md` says how the table of sizes was found.
+"""
+
+import bisect
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..training.arguments import ArgumentError
+from ..training.hardware import compiling_pays
+from ..training.timing import Costs
+from .recipes import override
+from .settings import defaults
+
+
+AUTO = "auto"
+MOST_STEPS = 10**9
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run before anything is measured.
+
+    Attributes:
+        train_tokens: Tokens of the training split.
+        divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
+        steps: Number of optimizer steps, if the settings determine it.
+    """
+
+    train_tokens: int
+    divides: bool = True
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The settings of a run, decided.
+
+    Attributes:
+        settings: Those that were given, and what was chosen. Without the minutes, they make the same run.
+        recorded: What a checkpoint has to record to resume the run, besides the settings.
+        lines: What was chosen and why, in words.
+    """
+
+    settings: dict[str, Any]
+    recorded: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+Measure = Callable[[Mapping[str, Any]], Costs]
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError` if settings contradict the minutes, or need them."""
+    if settings.get("preset") == AUTO and "minutes" not in settings:
+        raise ArgumentError("--preset auto needs --minutes: the size that suits a run depends on its time")
+    for name in ("max_steps", "num_train_epochs"):
+        if "minutes" in settings and name in settings:
+            raise ArgumentError(f"give either --minutes or --{name}, not both: each determines the number of steps")
+
+
+def resolve(
+    settings: Mapping[str, Any], facts: Facts, measure: Measure, elapsed: Callable[[], float] = lambda: 0.0
+) -> Resolved:
+    """Decide what the settings leave open: the size of the model, compilation, and the steps that fit into the minutes.
+
+    Args:
+        settings: Those that were given, as `read` returns them.
+        measure: Returns what a run with some settings costs. It is called once for each that comes into question.
+        elapsed: Returns the seconds since the run began, which includes what `measure` took.
+
+    Raises:
+        ArgumentError: There is not enough time for one step.
+    """
+    measured: dict[str, Costs] = {}
+
+    def costs_of(candidate: Mapping[str, Any]) -> Costs:
+        key = json.dumps(candidate, sort_keys=True, default=str)
+        if key not in measured:
+            measured[key] = measure(candidate)
+        return measured[key]
+
+    resolved: dict[str, Any] = dict(settings)
+    recorded: dict[str, Any] = {}
+    if chooses_size(settings):
+        recorded[AUTO] = chosen = choose(settings, facts, costs_of)
+        resolved = apply(chosen, settings)
+    if resolved.get("torch_compile") == AUTO:
+        resolved["torch_compile"] = False
+        seconds = 60 * settings.get("minutes", 0)
+        if facts.steps is not None:
+            seconds = facts.steps * step_seconds(costs_of(resolved), resolved)
+        resolved["torch_compile"] = compiling_pays(seconds)
+    lines = _describe(recorded)
+    if "minutes" in settings:
+        costs = costs_of(resolved)
+        most = most_steps(facts.train_tokens, costs.tokens_per_step) if AUTO in recorded else MOST_STEPS
+        resolved |= (fitted := fit(costs, resolved, most, elapsed()))
+        recorded["seconds_per_step"] = step_seconds(costs, resolved)
+        why = ", because more would not help with so little text" if fitted["max_steps"] == most else ""
+        minutes = f"{settings['minutes']:g} minute" + ("s" if settings["minutes"] != 1 else "")
+        lines += (f"{minutes}: {fitted['max_steps']:,} steps of {1000 * recorded['seconds_per_step']:.1f} ms{why}",)
+    return Resolved(resolved, recorded, lines)
+
+
+def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
+    """What `resolve` decided for the run that a checkpoint recorded; nothing is measured.
+
+    Args:
+        run: What the checkpoint's manifest says about its run. `check_same_run` finds out whether it is the same.
+    """
+    resolved = dict(settings)
+    recorded = {name: run[name] for name in (AUTO, "seconds_per_step") if name in run}
+    if chooses_size(settings):
+        resolved = apply(run.get(AUTO, {}), settings)
+    if resolved.get("torch_compile") == AUTO:
+        resolved["torch_compile"] = bool(run.get("torch_compile"))
+    if "minutes" in settings:
+        resolved |= {name: run[name] for name in FITTED if name in run and name not in resolved}
+    return Resolved(resolved, recorded, _describe(recorded))
+
+
+def budget(resolved: Resolved, steps: int, train_tokens: int, tokens_per_step: int) -> dict[str, Any]:
+    """What `run.json` says of the minutes of a run; empty for a run without."""
+    if "minutes" not in resolved.settings:
+        return {}
+    return {
+        "minutes": resolved.settings["minutes"],
+        "seconds_per_step": resolved.recorded["seconds_per_step"],
+        "limited_by_text": AUTO in resolved.recorded and steps == most_steps(train_tokens, tokens_per_step),
+    }
+
+
+def _describe(recorded: Mapping[str, Any]) -> tuple[str, ...]:
+    """The size that was chosen, in words."""
+    if AUTO not in recorded:
+        return ()
+    fields = recorded[AUTO]["model_overrides"]
+    dropout = f", dropout {fields['hidden_dropout']}" if fields["hidden_dropout"] else ""
+    return (f"auto: {fields['num_hidden_layers']} layers of width {fields['hidden_size']}{dropout}",)
+
+
+# ---- The size ------------------------------------------------------------------------------------------------------
+
+BASE = "modern-1m"  # the smallest size, and the architecture of all
+BATCH = 12
+OPTIMIZER: dict[str, Any] = {
+    "optimizer": "muon",
+    "learning_rate": 6e-3,
+    "muon_learning_rate": 0.014,
+    "muon_momentum_warmup": 1.0,
+    "weight_decay": 0.0,
+    "lr_scheduler_type": "linear",
+}
+SEQUENCE_WARMUP = {"short_context": 64, "short_context_fraction": 0.6}
+
+
+def _fields(width: int, layers: int, heads: int, context: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": context,
+    }
+
+
+@dataclass(frozen=True)
+class Size:
+    """A row of the table.
+
+    Attributes:
+        min_tokens: Smallest training text, in tokens; on less, this size overfits even with dropout.
+        loss_at_one_step: After n steps on a large text, the loss is about this less `loss_per_log_step * log(n)`.
+        loss_per_log_step: See `loss_at_one_step`.
+        dropout: The rates of dropout, by the number of passes over the text from which each applies.
+        fields: Of the configuration.
+    """
+
+    min_tokens: int
+    loss_at_one_step: float
+    loss_per_log_step: float
+    dropout: dict[int, float]
+    fields: dict[str, int]
+
+    def loss(self, steps: float) -> float:
+        """The loss to expect on a large text."""
+        return self.loss_at_one_step - self.loss_per_log_step * math.log(steps)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """With the batch of the table."""
+        return BATCH * self.fields["max_position_embeddings"]
+
+
+SIZES = (
+    Size(0, 1.556, 0.0633, {3: 0.1, 20: 0.2}, _fields(width=128, layers=4, heads=4, context=128)),
+    Size(2_700_000, 1.830, 0.1050, {3: 0.1, 20: 0.2}, _fields(width=192, layers=6, heads=6, context=128)),
+    Size(1_000_000, 2.039, 0.1568, {2: 0.1, 5: 0.2}, _fields(width=384, layers=6, heads=6, context=256)),
+)
+MIN_STEP_RATIO = 1.5  # on CPUs, a step is at least this many times slower than with the next smaller size: 2.1 to 6.9
+SHORT_TEXT_TOKENS = 700_000  # a text of fewer tokens is memorized in more passes, also with dropout
+PASSES_OF_SHORT_TEXT, LEAST_STEPS = 5, 100
+
+
+def chooses_size(settings: Mapping[str, Any]) -> bool:
+    """Whether a run chooses its size: minutes are given, and no model or `auto`."""
+    return "minutes" in settings and "model_name_or_path" not in settings and settings.get("preset", AUTO) == AUTO
+
+
+def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[str, Any]:
+    """The settings of the size with the lowest expected loss. Larger sizes are measured as long as they may be it."""
+    # Pieces must divide the context, which is known if nothing is given that sets it.
+    divides = facts.divides and not settings.keys() & {"context_length", "model_overrides"}
+    measured: list[tuple[float, Size, float]] = []  # expected loss, size, steps in the time; the smallest size first
+    for size in SIZES:
+        if measured and size.loss(measured[-1][2] / MIN_STEP_RATIO) > min(loss for loss, *_ in measured):
+            break
+        if facts.train_tokens < size.min_tokens:
+            continue
+        candidate = apply(size_settings(size, divides=divides), settings)
+        if candidate.get("torch_compile") == AUTO:
+            candidate["torch_compile"] = False
+        steps = 60 * settings["minutes"] / step_seconds(measure(candidate), candidate)
+        measured.append((size.loss(steps), size, steps))
+    _, size, steps = min(measured, key=lambda row: row[0])
+    steps = min(steps, most_steps(facts.train_tokens, size.tokens_per_step))
+    passes = steps * size.tokens_per_step / facts.train_tokens
+    dropout = max((rate for least, rate in size.dropout.items() if least <= passes), default=0.0)
+    return size_settings(size, dropout, divides)
+
+
+def size_settings(size: Size, dropout: float = 0.0, divides: bool = True) -> dict[str, Any]:
+    """Settings of a run with a model of this size.
+
+    Args:
+        dropout: Of the residual stream; that of the attention weights would be as slow as a third of a step.
+        divides: Whether windows are cut into pieces at first.
+    """
+    fields = {**size.fields, "hidden_dropout": dropout}
+    warmup = SEQUENCE_WARMUP if divides else {}
+    return {**OPTIMIZER, **warmup, "per_device_train_batch_size": BATCH, "model_overrides": fields}
+
+
+def most_steps(tokens: int, tokens_per_step: int) -> int:
+    """The number of steps after which a run on a text of `tokens` ends, even if there is time for more."""
+    if tokens >= SHORT_TEXT_TOKENS:
+        return MOST_STEPS
+    return max(LEAST_STEPS, math.ceil(PASSES_OF_SHORT_TEXT * tokens / tokens_per_step))
+
+
+def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and what is chosen where they leave it open."""
+    replaced = [*settings, *(OPTIMIZER if "optimizer" in settings else ())]  # the rates suit this optimizer only
+    if settings.keys() & {"lr_scheduler_kwargs", "min_learning_rate_ratio"}:  # of a schedule that is not linear
+        replaced.append("lr_scheduler_type")
+    applied = override(dict(chosen), replaced) | {"preset": BASE}
+    if "model_overrides" in chosen:
+        own = json.loads(settings.get("model_overrides", "{}"))
+        applied["model_overrides"] = json.dumps({**chosen["model_overrides"], **own})
+    return {**settings, **applied}
+
+
+# ---- The number of steps -------------------------------------------------------------------------------------------
+
+MOST_EVALUATIONS = 10
+EVALUATION_SHARE = 0.2  # of the time, at most, for evaluations, samples and checkpoints
+WARMUP_SHARE = 0.05  # of the steps, at most
+RESERVE = 0.02  # of the time, because steps are not equally fast
+INTERVALS = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
+FITTED = ("max_steps", "warmup_steps", "eval_steps", "eval_delay", "save_steps")
+
+
+def fit(
+    costs: Costs, settings: Mapping[str, Any], most_steps: int = MOST_STEPS, elapsed: float = 0.0
+) -> dict[str, int]:
+    """The settings with which a run ends after its minutes, with all that it does between its beginning and its end.
+
+    Args:
+        settings: With `minutes`; intervals and warm-up that they set are kept.
+        most_steps: Upper limit, even if time is left.
+        elapsed: Seconds of the minutes that have passed.
+
+    Returns:
+        Values for names in `FITTED`. If one evaluation would take too much of the time, they postpone it beyond the
+        last step.
+
+    Raises:
+        ArgumentError: There is not enough time for one step.
+    """
+    seconds = (1 - RESERVE) * 60 * settings["minutes"] - elapsed - costs.start - costs.finish
+    most = EVALUATION_SHARE * max(seconds, 0) / (costs.evaluation + costs.checkpoint)
+    evaluations = min(MOST_EVALUATIONS, int(most))
+    saves = evaluations or 2
+    keeps_intervals = bool(settings.keys() & INTERVALS)
+
+    def total(steps: int) -> float:
+        times = _intervals(settings, steps) if keeps_intervals else (evaluations, saves)
+        return steps * step_seconds(costs, settings) + times[0] * costs.evaluation + times[1] * costs.checkpoint
+
+    steps = min(bisect.bisect_right(range(1, MOST_STEPS), seconds, key=total), most_steps)
+    if steps < 1:
+        needed = elapsed + costs.start + total(1) + costs.finish
+        raise ArgumentError(
+            f"--minutes {settings['minutes']:g} is too short: one step takes {needed:.1f} seconds, with "
+            "what a run does before and after it"
+        )
+    fitted = {"max_steps": steps}
+    if "warmup_steps" not in settings:
+        fitted["warmup_steps"] = min(int(defaults()["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
+    if not keeps_intervals:
+        fitted["eval_steps"] = fitted["save_steps"] = math.ceil(steps / saves)
+        if not evaluations:
+            fitted["eval_delay"] = steps + 1
+    return fitted
+
+
+def step_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
+    """The mean over the steps of a run, with windows cut by `short_context` and whole ones."""
+    fraction = settings.get("short_context_fraction", defaults()["short_context_fraction"])
+    short = fraction if settings.get("short_context") else 0.0
+    return short * costs.short_step + (1 - short) * costs.step
+
+
+def _intervals(settings: Mapping[str, Any], steps: int) -> tuple[int, int]:
+    """How often a run of this many steps evaluates and saves with the intervals of `settings`."""
+    values = {**defaults(), **settings}
+
+    def times(strategy: str, interval: float) -> int:
+        if strategy != "steps":
+            return int(strategy != "no")  # an epoch of the Trainer is the whole run
+        return math.ceil(steps / interval if interval >= 1 else 1 / interval)
+
+    evaluations = times(values["eval_strategy"], values["eval_steps"])
+    saves_best = values["save_strategy"] == "best"
+    return evaluations, evaluations if saves_best else times(values["save_strategy"], values["save_steps"])

@@ -1,0 +1,197 @@
+"""Seconds that the parts of a run take on this machine, measured in a bare loop over its own batches.
+
+costs = time_run(lambda: build_model(...), args, data, lambda model, tokens: write_sample(model, ...), (64, 500))
+"""
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
+from transformers import Trainer
+
+from ..data.encode import RunData
+from .arguments import CausalLMTrainingArguments
+from .hardware import training_attention
+from .metrics import evaluate_loss, smoothed_loss
+from .trainer import optimizers_of
+
+
+SHARE, MOST_SECONDS = 0.02, 5.0  # how long steps are timed: this share of the minutes, and no more than this
+LEAST_STEPS = 3  # to time, besides the first one
+SAMPLE_TOKENS = 16
+# Seconds of what is not timed here, measured on two cores (`benchmarks/tuning.md`): making the Trainer; what it does in
+# a step besides the model and the optimizer; the plot and the files of a finished run; a checkpoint.
+STARTING, TRAINER, FINISHING = 0.5, 0.001, 1.0
+CHECKPOINT, BYTES_PER_SECOND = 0.1, 300e6
+
+now = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that the parts of a run take on this machine.
+
+    Attributes:
+        start: Until the end of the first step: building the model and the Trainer, compilation.
+        step: A later step.
+        short_step: A later step while `short_context` applies.
+        evaluation: The evaluation of the whole validation split, with its sample.
+        checkpoint: A checkpoint.
+        finish: What follows the last step: the evaluation in full precision, the sample, saving.
+        tokens_per_step: Of all processes.
+    """
+
+    start: float
+    step: float
+    short_step: float
+    evaluation: float
+    checkpoint: float
+    finish: float = 0.0
+    tokens_per_step: int = 0
+
+
+def time_run(
+    build: Callable[[], Any],
+    args: CausalLMTrainingArguments,
+    data: RunData,
+    sample: Callable[[Any, int], Any],
+    sample_lengths: tuple[int, int],
+) -> Costs:
+    """Train a model for some steps, evaluate one batch and write a short sample, each timed. Nothing is saved.
+
+    All processes must call this together; all get what the main process measured.
+
+    Args:
+        build: Returns the model. It is trained here, and dropped.
+        sample: Generates a number of tokens with a model.
+        sample_lengths: Tokens of the sample at each evaluation, and of the last one.
+    """
+    began = now()
+    model = build().to(args.device)
+    building = now() - began
+    if attention := training_attention(args, getattr(data.train, "context", math.inf)):
+        model.set_attn_implementation(attention)
+    if getattr(args, "activation_checkpointing", args.gradient_checkpointing):  # renamed in transformers 5.23
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    trained = _wrap(model, args)
+    steps = _Steps(trained, _optimizer(model, args), args, data)
+    first_short, short_step = steps.time(args.short_context) if args.short_context else (0.0, 0.0)
+    first, step = steps.time(None)
+    precision = _autocast(args)
+    with precision:
+        first_evaluation, evaluation = _time_evaluation(trained, args, data)
+        token = _time_token(model, sample) if any(sample_lengths) else 0.0
+    _, last_evaluation = _time_evaluation(model, args, data)
+    batches = math.ceil(len(data.validation) / args.per_device_eval_batch_size)
+    trained_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    costs = Costs(
+        # With torch.compile, whole windows, short ones and evaluation are compiled, each at its first batch.
+        start=building + STARTING + first_short + first + first_evaluation - evaluation,
+        step=step + TRAINER,
+        short_step=(short_step or step) + TRAINER,
+        evaluation=batches / args.world_size * evaluation + sample_lengths[0] * token,
+        checkpoint=CHECKPOINT + 3 * trained_bytes / BYTES_PER_SECOND,
+        finish=batches * last_evaluation + sample_lengths[1] * token + FINISHING,
+        tokens_per_step=data.tokens_per_step,
+    )
+    del steps, trained, model
+    gc.collect()
+    (costs,) = broadcast_object_list([costs])
+    return costs
+
+
+class _Steps:
+    """Optimizer steps on the first windows of a run, as the Trainer takes them."""
+
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, args: CausalLMTrainingArguments, data: RunData):
+        self.model, self.optimizer, self.args, self.data = model.train(), optimizer, args, data
+        self.loss = smoothed_loss(args.label_smoothing_factor) if args.label_smoothing_factor else None
+        self.taken = 0
+
+    def time(self, short_context: int | None) -> tuple[float, float]:
+        """Seconds of the first step, and of a later one."""
+        began = now()
+        self.take(short_context)
+        first = self.finished() - began
+        minutes = math.inf if self.args.minutes is None else self.args.minutes
+        seconds, count = min(MOST_SECONDS, SHARE * 60 * minutes), 0
+        while count < LEAST_STEPS or not self.all_agree(now() - began - first >= seconds):
+            self.take(short_context)
+            count += 1
+        return first, (self.finished() - began - first) / count
+
+    def take(self, short_context: int | None) -> None:
+        size = self.args.train_batch_size
+        for _ in range(self.args.gradient_accumulation_steps):
+            batch = self.data.train.__getitems__(list(range(self.taken * size, (self.taken + 1) * size)))
+            inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            self.taken += 1
+            if short_context:
+                inputs = {name: tensor.reshape(-1, short_context) for name, tensor in inputs.items()}
+            with _autocast(self.args):
+                outputs = self.model(**inputs)
+                loss = self.loss(outputs, inputs["labels"]) if self.loss else outputs.loss
+            (loss / self.args.gradient_accumulation_steps).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
+        self.optimizer.step()
+        self.model.zero_grad()
+
+    def finished(self) -> float:
+        """The time at which the device has done everything that was asked of it."""
+        if self.args.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return now()
+
+    def all_agree(self, is_enough: bool) -> bool:
+        """What the main process says: the processes take their steps together."""
+        return broadcast_object_list([is_enough])[0]
+
+
+def _time_evaluation(model: Any, args: CausalLMTrainingArguments, data: RunData) -> tuple[float, float]:
+    """Seconds of a first evaluation batch and of a second one."""
+    batch: Any = Subset(data.validation, range(min(len(data.validation), args.per_device_eval_batch_size)))
+    seconds = []
+    for _ in range(2):
+        began = now()
+        evaluate_loss(model, batch, args.per_device_eval_batch_size)  # reads the loss, so the device has finished
+        seconds.append(now() - began)
+    return seconds[0], seconds[1]
+
+
+def _time_token(model: Any, sample: Callable[[Any, int], Any]) -> float:
+    sample(model, 1)  # what only the first call does
+    began = now()
+    sample(model, SAMPLE_TOKENS)
+    return (now() - began) / SAMPLE_TOKENS
+
+
+def _wrap(model: Any, args: CausalLMTrainingArguments) -> Any:
+    """The model as it is trained: by several processes, compiled."""
+    if args.world_size > 1:
+        devices = None if args.device.type == "cpu" else [args.device]
+        model = DistributedDataParallel(model, device_ids=devices)
+    if args.torch_compile:
+        model = torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+    return model
+
+
+def _optimizer(model: Any, args: CausalLMTrainingArguments) -> torch.optim.Optimizer:
+    if (chosen := optimizers_of(args)) is not None:
+        factory, settings = chosen
+        return factory()(model, **settings)
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    return kind([parameter for parameter in model.parameters() if parameter.requires_grad], **settings)
+
+
+def _autocast(args: CausalLMTrainingArguments) -> contextlib.AbstractContextManager:
+    if not (args.bf16 or args.fp16):
+        return contextlib.nullcontext()
+    return torch.autocast(args.device.type, dtype=torch.bfloat16 if args.bf16 else torch.float16)
