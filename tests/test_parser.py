@@ -29,7 +29,7 @@ class Run:
 
 def parse(*argv):
     parser = Parser((Run,), "A run.")
-    return parser.parse(list(argv))[0], parser.given
+    return parser.parse(list(argv))[0], parser.settings(list(argv))
 
 
 @pytest.fixture

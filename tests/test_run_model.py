@@ -160,7 +160,7 @@ def test_a_model_without_a_stated_context_needs_one(text_file, tmp_path, capsys)
         f"--model_name_or_path={tmp_path / 'mamba'}",
         f"--output_dir={tmp_path / 'run'}",
     ]
-    refused(train.main, *argv, capsys=capsys, told=["MambaForCausalLM", "--context_length"])
+    refused(train.main, *argv, capsys=capsys, told=["mamba", "--context_length"])
     train_tiny(text_file, tmp_path / "run", *argv[1:2], "--context_length=16", "--max_steps=2", "--optimizer=adamw")
     assert results(tmp_path / "run")["steps"] == 2
 
