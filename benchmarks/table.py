@@ -1,16 +1,17 @@
-"""The table of measurements in the README, generated from `benchmarks/results/*.json`.
+"""The tables of measurements in the README and in docs/speed.md, generated from `benchmarks/results/*.json`.
 
-python -m benchmarks.table   # updates README.md
+python -m benchmarks.table   # updates both pages
 """
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT
 
 
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- measurements: made by `python -m benchmarks.table` -->", "<!-- end of measurements -->"
 GPT2, QWEN3 = "transformers' GPT-2", "transformers' Qwen3"
 
@@ -18,16 +19,16 @@ GPT2, QWEN3 = "transformers' GPT-2", "transformers' Qwen3"
 SPEEDS = [
     ("training, 0.8M, fp32", "train_speed", "size_cpu", "gptlite nanogpt fp32", "nanoGPT", "nanoGPT"),
     ("training, 0.8M, fp32", "train_speed", "size_cpu", "gptlite nanogpt fp32", "GPT-2, same Trainer", GPT2),
-    ("training, 0.8M, as chosen", "train_speed", "size_cpu", "gptlite nanogpt auto", "GPT-2, same Trainer", GPT2),
+    ("training, 0.8M, default", "train_speed", "size_cpu", "gptlite nanogpt auto", "GPT-2, same Trainer", GPT2),
     ("training, 10.7M, fp32", "train_speed", "size_10m", "gptlite nanogpt fp32", "nanoGPT", "nanoGPT"),
-    ("training, 10.7M, as chosen", "train_speed", "size_10m", "gptlite nanogpt auto", "GPT-2, same Trainer", GPT2),
-    ("training, 10.7M, as chosen", "train_speed", "size_10m", "gptlite modern auto", "Qwen3, same Trainer", QWEN3),
+    ("training, 10.7M, default", "train_speed", "size_10m", "gptlite nanogpt auto", "GPT-2, same Trainer", GPT2),
+    ("training, 10.7M, default", "train_speed", "size_10m", "gptlite modern auto", "Qwen3, same Trainer", QWEN3),
 ]
 for streams in (1, 16):
     texts = "generation, 1 text" if streams == 1 else f"generation, {streams} texts"
     for preset, way, shown in (
-        ("modern-10m", "plain", "plain"),
-        ("classic-10m", "plain", "plain"),
+        ("modern-10m", "plain", "plain PyTorch"),
+        ("classic-10m", "plain", "plain PyTorch"),
         ("modern-10m", "engine float32", "engine, float32"),
         ("modern-10m", "engine int8", "engine, int8"),
         ("classic-10m", "engine int8", "engine, int8"),
@@ -40,6 +41,15 @@ for streams in (1, 16):
             dtype = "f32" if "float32" in way else "q8_0"
             SPEEDS.append((*compared, f"llama.cpp {dtype}", f"llama.cpp, {dtype}"))
 
+
+# Those of the README
+SHORT = [
+    ("training, 10.7M, default", GPT2),
+    ("generation, 1 text, `modern-10m`, plain PyTorch", GPT2),
+    ("generation, 1 text, `modern-10m`, engine, int8", GPT2),
+    ("generation, 1 text, `modern-10m`, engine, int8", "llama.cpp, q8_0"),
+    ("generation, 16 texts, `modern-10m`, engine, int8", GPT2),
+]
 
 # The ending of a record's name is the kind of CPU
 MACHINES = sorted({path.stem.removeprefix("generate_speed") for path in RESULTS.glob("generate_speed*.json")})
@@ -55,81 +65,84 @@ def describe(machine: str) -> str:
     return environment["hardware"] + machine.replace("-", ", ", 1)
 
 
-def row(first: str, cells: list[str]) -> Iterator[str]:
-    """A row of the table, unless no machine has measured it."""
-    if any(cells):
-        yield f"| {first} | {' | '.join(cell or '-' for cell in cells)} |"
-
-
-def speed_cell(section: dict, ours: str, theirs: str) -> str:
-    if not {ours, theirs} <= section.get("results", {}).keys():
-        return ""
-    ratio = section["ratios"][f"{ours} / {theirs}"]
-    figures = [statistics.median(section["results"][who]["tokens_per_second"]) for who in (ours, theirs)]
-    spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-    return f"{figures[0]:,.0f} to {figures[1]:,.0f}: {spread}"
-
-
-def speed_rows() -> Iterator[str]:
+def rows(machine: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """What was measured on a machine: what, compared with, tokens per second of both, and their ratio."""
     for what, name, part, ours, theirs, shown in SPEEDS:
-        sections = [load(name, machine).get(part, {}) for machine in MACHINES]
-        yield from row(f"{what} | {shown}", [speed_cell(section, ours, theirs) for section in sections])
+        section = load(name, machine).get(part, {})
+        if {ours, theirs} <= section.get("results", {}).keys():
+            speeds = [statistics.median(section["results"][who]["tokens_per_second"]) for who in (ours, theirs)]
+            ratio = section["ratios"][f"{ours} / {theirs}"]
+            spread = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            yield what, shown, *(f"{speed:,.0f}" for speed in speeds), spread
 
 
-def loss_cell(figures: dict) -> str:
-    if not figures:
-        return ""
-    losses = figures["validation_loss"]
-    spread = f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
-    return f"{statistics.median(figures['seconds']):.0f} s, {spread}"
-
-
-def loss_rows() -> Iterator[str]:
-    results = [load("time_to_loss", machine).get("results", {}) for machine in MACHINES]
-    for name in dict.fromkeys(name for machine in results for name in machine):
+def loss_rows(machine: str) -> Iterator[tuple[str, str, str]]:
+    """Whole runs on a machine: what, seconds, validation loss."""
+    for name, figures in load("time_to_loss", machine).get("results", {}).items():
         shown = {"nanoGPT": "nanoGPT's CPU example", GPT2: f"{GPT2}, the same settings"}.get(name, f"`{name}`")
-        yield from row(shown, [loss_cell(machine.get(name, {})) for machine in results])
+        losses = figures["validation_loss"]
+        spread = f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+        yield shown, f"{statistics.median(figures['seconds']):.0f} s", spread
 
 
-def memory_rows() -> Iterator[str]:
+def memory_rows(machine: str) -> Iterator[tuple[str, str]]:
     for shown, part in (("0.8M", "size_cpu"), ("10.7M", "size_10m")):
-        cells = []
-        for machine in MACHINES:
-            figures = load("train_speed", machine).get(part, {}).get("results", {}).get("gptlite modern auto")
-            cells.append(f"{statistics.median(figures['peak_megabytes']):,.0f} MB" if figures else "")
-        yield from row(f"peak memory of training, {shown}, as chosen", cells)
+        figures = load("train_speed", machine).get(part, {}).get("results", {}).get("gptlite modern auto")
+        if figures:
+            yield f"training, {shown}, default", f"{statistics.median(figures['peak_megabytes']):,.0f} MB"
 
 
-def table() -> str:
-    versions = load("generate_speed", MACHINES[0])["environment"]["versions"]
-    machines, rules = " | ".join(describe(machine) for machine in MACHINES), "---|" * len(MACHINES)
-    lines = [
-        f"Tokens per second with torch {versions['torch']} and transformers {versions['transformers']}, measured "
-        "alternately: this package to the other one, and the ratio (the median over rounds, with the range):",
-        "",
-        f"| what | compared with | {machines} |",
-        f"|---|---|{rules}",
-        *speed_rows(),
-        "",
-        "Whole runs, from the start of the process to the saved model, with the validation loss (range over seeds):",
-        "",
-        f"| what | {machines} |",
-        f"|---|{rules}",
-        *loss_rows(),
-        *memory_rows(),
-    ]
-    return "\n".join(lines)
+def markdown(titles: str, found: Iterable[tuple[str, ...]]) -> list[str]:
+    """A table, or nothing if nothing was measured."""
+    lines = [f"| {' | '.join(cells)} |" for cells in found]
+    columns = titles.count("|") + 1
+    return [f"| {titles} |", "|" + "---|" * columns, *lines, ""] if lines else []
 
 
-def with_table(readme: str) -> str:
-    """The README with the table that the current records give."""
-    before, rest = readme.split(BEGIN)
+def page_tables() -> str:
+    """All measurements, a section for each machine."""
+    lines = []
+    for machine in MACHINES:
+        lines += [f"## {describe(machine)}", ""]
+        lines += markdown("tokens per second | compared with | ours | theirs | ratio (range over rounds)", rows(machine))
+        lines += markdown("whole run | time | validation loss (range over seeds)", loss_rows(machine))
+        lines += markdown("peak memory | |", memory_rows(machine))
+    return "\n".join(lines).rstrip()
+
+
+def readme_table() -> str:
+    """The rows of `SHORT`, and the time and loss of whole runs, on the machine with most measurements."""
+    machine = max(MACHINES, key=lambda machine: len(list(rows(machine))))
+    versions = load("generate_speed", machine)["environment"]["versions"]
+    found = {(what, shown): cells for what, shown, *cells in rows(machine)}
+    lines = markdown(
+        "tokens per second | compared with | ours | theirs | ratio",
+        [(what, shown, *found[what, shown]) for what, shown in SHORT],
+    )
+    runs = {name: (seconds, loss) for name, seconds, loss in loss_rows(machine)}
+    lines += markdown(
+        "whole run | time | validation loss", [(name, *runs[name]) for name in ("`quickstart`", "nanoGPT's CPU example")]
+    )
+    head = f"On {describe(machine)}, with torch {versions['torch']} and transformers {versions['transformers']}:"
+    return "\n".join([head, "", *lines]).rstrip()
+
+
+def with_table(page: str, table: str) -> str:
+    """A page with its table as the current records give it."""
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def pages() -> dict[Path, str]:
+    """Both pages, up to date."""
+    tables = {README: readme_table(), PAGE: page_tables()}
+    return {path: with_table(path.read_text(encoding="utf-8"), table) for path, table in tables.items()}
 
 
 def main():
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
