@@ -3,7 +3,6 @@
 model, data, training, given = parse({"preset": "modern-1m", "train_file": "book.txt", "max_steps": 1000})
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from ..data.sources import SourceArguments
+from ..errors import check, did_you_mean
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments
 from .recipes import as_flags
 
@@ -62,9 +62,7 @@ class ModelArguments:
             ("lora_alpha", self.lora_alpha is None or self.lora_alpha >= 1, "at least 1"),
             ("lora_dropout", 0 <= self.lora_dropout < 1, "0 or more and below 1"),
         ]
-        for name, is_right, allowed in rules:
-            if not is_right:
-                raise ArgumentError(f"--{name} must be {allowed}, got {getattr(self, name)}")
+        check(self, rules, ArgumentError)
         if self.lora_r is not None and self.model_name_or_path is None:
             raise ArgumentError("--lora_r needs --model_name_or_path: LoRA fine-tunes a saved model")
 
@@ -134,8 +132,7 @@ def parse(
     """
     for name in settings:
         if name not in defaults():
-            nearest = difflib.get_close_matches(name, defaults(), n=1)
-            raise ArgumentError(f"unknown setting {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+            raise ArgumentError(f"unknown setting {name!r}{did_you_mean(name, defaults())}")
     try:
         model, data, training = _Parser(GROUPS, allow_abbrev=False).parse_args_into_dataclasses(as_flags(settings))
     except (ValueError, TypeError) as error:  # raised by a dataclass for its values

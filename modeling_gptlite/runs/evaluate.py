@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, check
 from .record import RUN_FILE
 
 
@@ -43,9 +43,7 @@ def check_settings(settings: EvaluationSettings) -> None:
         ("temperature", settings.temperature > 0, "above 0"),
         ("batch_size", settings.batch_size >= 1, "at least 1"),
     ]
-    for name, is_right, allowed in rules:
-        if not is_right:
-            raise UserError(f"--{name} must be {allowed}, got {getattr(settings, name)}")
+    check(settings, rules)
     if settings.num_samples:
         try:
             import sacrebleu  # noqa: F401
