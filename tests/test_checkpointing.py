@@ -94,6 +94,12 @@ def test_a_run_killed_after_its_last_step_is_finished(trained, text_file, tmp_pa
     assert same_weights(tmp_path, trained)
 
 
+def test_all_files_of_a_run_get_their_permissions_from_the_umask(trained, tmp_path):
+    (tmp_path / "a").touch()
+    expected = (tmp_path / "a").stat().st_mode
+    assert not [path for path in trained.rglob("*") if path.is_file() and path.stat().st_mode != expected]
+
+
 # ---- Damage --------------------------------------------------------------------------------------------------------
 
 

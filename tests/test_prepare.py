@@ -117,7 +117,7 @@ def test_ids_are_cached_for_the_same_text_tokenizer_and_cut(cache):
 
 def test_an_interrupted_encoding_is_done_again(cache, monkeypatch):
     tokenizer = make_tokenizer(documents(TEXT))
-    monkeypatch.setattr("modeling_gptlite.data.prepare._write_atomically", lambda *_: 1 / 0)
+    monkeypatch.setattr("modeling_gptlite.data.prepare.written", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         encode_splits(documents(TEXT), tokenizer)
     monkeypatch.undo()

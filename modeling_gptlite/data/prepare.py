@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,9 +21,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, describe_characters
 from tokenization.corpus import Encoder, map_ids, tokenizer_state, write_ids
 
+from ..files import cache_dir, written
 from . import DataError
 from .examples import EvaluationExamples, ShuffledExamples, encode_examples
-from .files import cache_dir
 from .layouts import TEXT
 from .sources import Source
 from .windows import EvaluationWindows, RandomWindows
@@ -267,7 +266,8 @@ def _packed_ids(
         write_ids(train, encoder.arrays(pieces.take(cut)))
         write_ids(validation, encoder.arrays(pieces.rest()))
         unknown = encoder.unknown
-        _write_atomically(note, json.dumps(unknown))
+        with written(note) as partial:
+            partial.write_text(json.dumps(unknown), encoding="utf-8")
     return map_ids(train, encoder.dtype), map_ids(validation, encoder.dtype), unknown
 
 
@@ -288,12 +288,6 @@ class _Pieces:
     def rest(self) -> Iterator[str]:
         yield self._left
         yield from self._pieces
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _report_unknown(unknown: Counter[str], tokens: int, report: Report) -> None:

@@ -22,6 +22,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 
 from ..errors import UserError
+from ..files import written
 from ..training.metrics import bits_per_character, perplexity
 
 
@@ -58,11 +59,10 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> None:
-    """Write `run.json` through a temporary file, so that it is complete or absent."""
-    partial = folder / f".{RUN_FILE}"
+    """Write `run.json`, so that it is complete or absent."""
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, folder / RUN_FILE)
+    with written(folder / RUN_FILE) as partial:
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:

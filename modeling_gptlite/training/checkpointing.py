@@ -9,7 +9,6 @@ A checkpoint is written to a temporary folder together with a manifest (size and
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import UserError
+from ..files import apply_umask, sha256
 
 
 try:
@@ -109,12 +109,12 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, AttributeError):
             return f"its {MANIFEST} cannot be read"
         present = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
-        for name, (size, sha256) in recorded.items():
+        for name, (size, digest) in recorded.items():
             if name not in present:
                 return f"{name} is missing"
             if present[name].stat().st_size != size:
                 return f"{name} has {present[name].stat().st_size:,} bytes instead of {size:,}"
-            if _sha256(present[name]) != sha256:
+            if sha256(present[name]) != digest:
                 return f"the sha256 of {name} differs"
         if added := sorted(present.keys() - recorded.keys()):
             return f"{added[0]} was added"
@@ -201,8 +201,9 @@ class Checkpoints:
 
     def _seal(self, folder: Path, run: dict[str, Any]) -> None:
         """Write the manifest; when this returns, it and the files that it lists have reached the disk."""
+        apply_umask(folder)
         files = {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
             for path in _files(folder)
         }
         (folder / MANIFEST).write_text(json.dumps({"run": run, "files": files}, indent=2) + "\n", encoding="utf-8")
@@ -256,11 +257,6 @@ def _lock_owner(descriptor: int) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
