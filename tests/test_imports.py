@@ -35,7 +35,8 @@ ROOMS = {
     ),
     "training": (
         "modeling_gptlite/training/*.py",
-        {"accelerate", "huggingface_hub", "numpy", "peft", "sacrebleu", "safetensors", "torch", "transformers"},
+        {"accelerate", "filelock", "huggingface_hub", "numpy", "peft", "sacrebleu", "safetensors"}
+        | {"torch", "transformers"},
         {"data", "errors", "files", "hub"},
     ),
     "interchange": (
