@@ -307,10 +307,10 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_rules(args) -> None:
-    rules = [
+    rules = (
         (name, (value := getattr(args, name)) is None or is_allowed(value), allowed)
         for name, (is_allowed, allowed) in _VALUES.items()
-    ]
+    )
     check(args, rules, ArgumentError)
     if not (args.max_steps > 0 or 0 < args.num_train_epochs < math.inf):
         raise ArgumentError(f"--num_train_epochs must be above 0, got {args.num_train_epochs}; or give --max_steps")
