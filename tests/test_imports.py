@@ -37,7 +37,7 @@ ROOMS = {
         "modeling_gptlite/training/*.py",
         {"accelerate", "filelock", "huggingface_hub", "numpy", "peft", "sacrebleu", "safetensors"}
         | {"torch", "transformers"},
-        {"data", "errors", "files", "hub"},
+        {"data", "decoding", "errors", "files", "hub"},
     ),
     "interchange": (
         "modeling_gptlite/interchange/*.py",
@@ -47,7 +47,7 @@ ROOMS = {
     "page": (
         "modeling_gptlite/page/*.py",
         {"gradio", "huggingface_hub", "torch", "transformers"},
-        {"errors", "files", "interchange", "loading", "package"},
+        {"decoding", "errors", "files", "interchange", "loading", "package"},
     ),
     "engine": (
         "modeling_gptlite/engine/*.py",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..decoding import SAMPLING
 from ..errors import UserError, check
 from .record import RUN_FILE
 
@@ -25,7 +26,8 @@ class EvaluationSettings:
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens in each continuation."})
     temperature: float = field(
-        default=0.8, metadata={"help": "Of the continuations. Below 1: more predictable; above 1: more random."}
+        default=SAMPLING["temperature"],
+        metadata={"help": "Of the continuations. Below 1: more predictable; above 1: more random."},
     )
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens per window. Default: each model's context length."}

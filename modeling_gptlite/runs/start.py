@@ -18,6 +18,7 @@ from transformers import GenerationConfig, TrainerCallback
 from ..data.layouts import TEXT
 from ..data.prepare import Prepared, prepare
 from ..data.sources import open_source
+from ..decoding import SAMPLING
 from ..errors import UserError
 from ..files import apply_umask
 from ..hub import hub_errors
@@ -26,7 +27,6 @@ from ..training import hardware, metrics
 from ..training.arguments import CausalLMTrainingArguments, check_arguments
 from ..training.callbacks import (
     SAMPLES_FILE,
-    SAMPLING,
     LiveLine,
     Samples,
     StopOnSignal,
