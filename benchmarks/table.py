@@ -104,7 +104,9 @@ def page_tables() -> str:
     lines = []
     for machine in MACHINES:
         lines += [f"## {describe(machine)}", ""]
-        lines += markdown("tokens per second | compared with | ours | theirs | ratio (range over rounds)", rows(machine))
+        lines += markdown(
+            "tokens per second | compared with | ours | theirs | ratio (range over rounds)", rows(machine)
+        )
         lines += markdown("whole run | time | validation loss (range over seeds)", loss_rows(machine))
         lines += markdown("peak memory | |", memory_rows(machine))
     return "\n".join(lines).rstrip()
@@ -121,7 +123,8 @@ def readme_table() -> str:
     )
     runs = {name: (seconds, loss) for name, seconds, loss in loss_rows(machine)}
     lines += markdown(
-        "whole run | time | validation loss", [(name, *runs[name]) for name in ("`quickstart`", "nanoGPT's CPU example")]
+        "whole run | time | validation loss",
+        [(name, *runs[name]) for name in ("`quickstart`", "nanoGPT's CPU example")],
     )
     head = f"On {describe(machine)}, with torch {versions['torch']} and transformers {versions['transformers']}:"
     return "\n".join([head, "", *lines]).rstrip()

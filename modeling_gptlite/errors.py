@@ -1,4 +1,8 @@
-"""The base class of all errors that a user can correct."""
+"""Errors that a user can correct, and how they are found and worded."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -8,3 +12,22 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def check(settings: Any, rules: Iterable[tuple[str, bool, str]], error: type[UserError] = UserError) -> None:
+    """Raise `error` for the first rule that does not hold.
+
+    Args:
+        settings: The object whose attributes are checked; each is a flag of the same name.
+        rules: Name of the attribute, whether its value is allowed, and which values are.
+    """
+    for name, is_allowed, allowed in rules:
+        if not is_allowed:
+            value = getattr(settings, name)
+            raise error(f"--{name} must be {allowed}, got {getattr(value, 'value', value)}")  # an Enum's
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'NAME'?` with the nearest of the known names, to end an error message; empty if none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

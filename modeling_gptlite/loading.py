@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from .errors import UserError
+from .files import check_readable
 from .hub import ADAPTER_CONFIG
 
 
@@ -176,6 +177,8 @@ def check_folder(name_or_path: str) -> None:
         hint = f"; its run is not finished: load {folder / f'checkpoint-{max(steps)}'}" if steps else ""
         raise UserError(f"{name_or_path} is not the folder of a model: it has no config.json{hint}")
     else:
+        for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+            check_readable(path)  # transformers reports unreadable weights as missing
         _check_settings(folder)
 
 

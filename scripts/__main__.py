@@ -41,7 +41,7 @@ def main() -> None:
     elif name == "--version":
         print(f"gptlite {version()}")
     else:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)  # importing `did_you_mean` would take seconds
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"commands are {', '.join(COMMANDS)}"
         fail(f"unknown command {name!r}; {hint}")
 

@@ -7,7 +7,7 @@ cat prompt.txt | gptlite generate --model out/quickstart --num_samples 4 --tempe
 import sys
 from dataclasses import dataclass, field
 
-from modeling_gptlite.errors import UserError
+from modeling_gptlite.errors import UserError, check
 from modeling_gptlite.runs.generate import DTYPES, ENGINES, GenerationSettings
 
 from .cli import run, shown
@@ -44,7 +44,7 @@ class GenerateArguments:
 
 def main(argv: list[str] | None = None) -> None:
     args, settings = Parser((GenerateArguments, GenerationSettings), __doc__).parse(argv)
-    check(args, settings)
+    check_arguments(args, settings)
     prompt = read_prompt(args)
 
     import transformers
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{'' if index == 1 else chr(10)}--- {index} of {args.num_samples} ---\n{shown(text)}", flush=True)
 
 
-def check(args: GenerateArguments, settings: GenerationSettings) -> None:
+def check_arguments(args: GenerateArguments, settings: GenerationSettings) -> None:
     rules = [
         ("num_samples", args.num_samples >= 1, "at least 1"),
         ("num_samples", args.num_samples == 1 or not settings.greedy, "1 with --greedy: all would be the same"),
@@ -76,9 +76,7 @@ def check(args: GenerateArguments, settings: GenerationSettings) -> None:
         ("engine", args.engine in ENGINES, f"{', '.join(ENGINES[:-1])} or {ENGINES[-1]}"),
         ("dtype", args.dtype in DTYPES, f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"),
     ]
-    for name, is_right, allowed in rules:
-        if not is_right:
-            raise UserError(f"--{name} must be {allowed}, got {getattr(args, name)}")
+    check(args, rules)
     if args.prompt is not None and args.prompt_file is not None:
         raise UserError("give either --prompt or --prompt_file, not both")
 

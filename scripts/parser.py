@@ -1,7 +1,6 @@
 """Flags from dataclasses, recipes, and a `--help` that fits a person."""
 
 import argparse
-import difflib
 import shutil
 import sys
 import textwrap
@@ -11,7 +10,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from modeling_gptlite.errors import UserError
+from modeling_gptlite.errors import UserError, did_you_mean
 from modeling_gptlite.runs.recipes import as_flags, find_recipe, override, read_recipe
 
 
@@ -113,8 +112,7 @@ class Parser(HfArgumentParser):
         return [flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
     def _reject(self, name: str, message: str) -> NoReturn:
-        nearest = difflib.get_close_matches(name.replace("-", "_"), self._names(), n=1)
-        self.error(message + (f"; did you mean {nearest[0]!r}?" if nearest else "; see --help"))
+        self.error(message + (did_you_mean(name.replace("-", "_"), self._names()) or "; see --help"))
 
     # ---- Help ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """Checkpoints after a kill, on a full disk, damaged or of another run: resume is exact, or refused in one line."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -15,7 +17,7 @@ from helpers import files, in_child, kill_at, refused, same_weights, train_tiny
 from transformers import Trainer
 
 from modeling_gptlite.training import metrics
-from modeling_gptlite.training.checkpointing import Checkpoints
+from modeling_gptlite.training.checkpointing import LOCK, CheckpointError, Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts.cli import run
 
@@ -92,6 +94,12 @@ def test_a_run_killed_after_its_last_step_is_finished(trained, text_file, tmp_pa
     monkeypatch.undo()
     train_tiny(text_file, tmp_path)
     assert same_weights(tmp_path, trained)
+
+
+def test_all_files_of_a_run_get_their_permissions_from_the_umask(trained, tmp_path):
+    (tmp_path / "a").touch()
+    expected = (tmp_path / "a").stat().st_mode
+    assert not [path for path in trained.rglob("*") if path.is_file() and path.stat().st_mode != expected]
 
 
 # ---- Damage --------------------------------------------------------------------------------------------------------
@@ -333,7 +341,7 @@ def busy(unfinished, tmp_path):
 
 def test_a_second_process_in_a_folder_is_refused(busy, unfinished, text_file, capsys):
     before = files(unfinished)
-    told = ["another process", str(busy) if Path("/proc/locks").exists() else "", "choose another --output_dir"]
+    told = [f"another process (process {busy}) writes in", "choose another --output_dir"]
     refused(train_main(text_file, unfinished), capsys=capsys, told=told)
     assert files(unfinished) == before
 
@@ -351,8 +359,53 @@ def test_the_lock_ends_with_its_process_even_if_a_child_survives(tmp_path):
             time.sleep(300)
         assert in_child(lambda: lock(tmp_path)) == 1
     assert in_child(lambda: lock(tmp_path)) == 0
+    assert os.listdir(tmp_path) == []
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def test_a_killed_process_leaves_a_folder_that_the_next_one_locks(tmp_path):
+    def work():
+        with Checkpoints(tmp_path).locked():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(work) == -signal.SIGKILL
+    assert in_child(lambda: lock(tmp_path)) == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_that_waits_for_a_lock_file_that_was_deleted_does_not_hold_the_next_one(tmp_path, monkeypatch):
+    """Or two processes would train in one folder: one with the deleted file, one with the new one."""
+    flock, taken = fcntl.flock, []
+
+    def first_another_process_ends_and_one_begins(descriptor, operation):
+        if not taken and operation & fcntl.LOCK_EX:
+            (tmp_path / LOCK).unlink()
+            taken.append(other := os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT))
+            flock(other, fcntl.LOCK_EX)
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", first_another_process_ends_and_one_begins)
+    with pytest.raises(CheckpointError, match="another process"):
+        lock(tmp_path)
+    os.close(taken[0])
+
+
+def test_a_folder_that_does_not_exist_is_not_created(tmp_path):
+    lock(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(errno.EROFS, "cannot write in .*: Read-only file system; choose another"), (errno.ENOLCK, "")]
+)
+def test_a_read_only_folder_is_an_error_and_one_without_locks_is_not(number, told, tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(CheckpointError, match=told) if told else contextlib.nullcontext():
+        lock(tmp_path)
 
 
 # ---- Pickles -------------------------------------------------------------------------------------------------------

@@ -1,14 +1,25 @@
-"""int8 weights stay close to the model's."""
+"""One default of sampling for all that generates; int8 weights stay close to the model's."""
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, tiny_model
+from helpers import ARCHITECTURES, tiny_model, tokenizer_of_kind
 from torch import nn
 
-from modeling_gptlite.decoding import Int8Linear, quantize_int8
+from modeling_gptlite.decoding import SAMPLING, Int8Linear, quantize_int8
+from modeling_gptlite.page.settings import SETTINGS
+from modeling_gptlite.runs.evaluate import EvaluationSettings
+from modeling_gptlite.runs.start import sampling_defaults
 
 
 IDS = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def test_samples_evaluation_the_page_and_a_saved_model_sample_alike():
+    saved = sampling_defaults(tokenizer_of_kind("char"))
+    assert {name: getattr(saved, name) for name in SAMPLING} == SAMPLING
+    page = {name: SETTINGS[name].value for name in ("temperature", "top_k")}
+    assert page | {"do_sample": True} == SAMPLING
+    assert EvaluationSettings().temperature == SAMPLING["temperature"]
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17, 100])

@@ -118,7 +118,7 @@ def test_ids_are_cached_for_the_same_text_tokenizer_and_cut(cache):
 
 def test_an_interrupted_encoding_is_done_again(cache, monkeypatch):
     tokenizer = make_tokenizer(documents(TEXT))
-    monkeypatch.setattr("modeling_gptlite.data.encode._write_atomically", lambda *_: 1 / 0)
+    monkeypatch.setattr("modeling_gptlite.data.encode.written", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         encode_text(documents(TEXT), tokenizer)
     monkeypatch.undo()

@@ -11,10 +11,10 @@ from huggingface_hub import snapshot_download
 from torch.testing import assert_close
 from transformers import TextIteratorStreamer, pipeline
 
-from modeling_gptlite.data.files import cache_dir
 from modeling_gptlite.engine import EngineError, in_engine, load_fast
 from modeling_gptlite.engine.graph import ACTIVATIONS, build_graph, quantize
 from modeling_gptlite.errors import UserError
+from modeling_gptlite.files import cache_dir
 from modeling_gptlite.interchange import ConversionError
 from modeling_gptlite.interchange.names import to_qwen3
 

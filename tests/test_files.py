@@ -1,16 +1,21 @@
-"""Files of text and of rows, folders, pipes and downloads: `data/files.py`."""
+"""Text, rows, folders, pipes and downloads (`data/files.py`); files that are complete or absent (`files.py`)."""
 
 import hashlib
 import http.client
 import io
 import json
 import os
+import stat
 import threading
 
 import pytest
+from helpers import save_model, tiny_model
 
 from modeling_gptlite.data import DataError, files
-from modeling_gptlite.data.files import TextFile, cache_dir, download, find_files, read_rows, read_text
+from modeling_gptlite.data.files import TextFile, download, find_files, read_rows, read_text
+from modeling_gptlite.errors import UserError
+from modeling_gptlite.files import cache_dir, new_folder, sha256, written
+from modeling_gptlite.loading import load_pretrained
 
 
 MANY_BYTES = "a\r\néΩ\n\r\n🎉e\u0301 \u2028\t漢字\r"  # characters of one to four bytes
@@ -186,3 +191,68 @@ def test_a_cache_that_cannot_be_written_is_named(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DataError, match="GPTLITE_CACHE"):
         download(*A_TEXT)
+
+
+# ---- Complete or absent --------------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_when_it_is_complete_and_a_failure_leaves_the_old_one(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with written(path) as partial:
+        partial.write_text("old")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), written(path) as partial:
+        partial.write_text(str(1 / 0))
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_two_writers_of_a_file_do_not_disturb_each_other(tmp_path):
+    with written(tmp_path / "a") as one, written(tmp_path / "a") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a").read_text() == "one"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_appears_when_it_is_complete_and_a_failure_leaves_nothing(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with pytest.raises(ZeroDivisionError), new_folder(path) as folder:
+        (folder / "a").write_text(str(1 / 0))
+    assert os.listdir(tmp_path) == []
+    path.mkdir(parents=True)  # an empty folder is as good as none
+    with new_folder(path) as folder:
+        (folder / "a").touch()
+        assert os.listdir(path) == []
+    assert os.listdir(path) == ["a"]
+    with pytest.raises(DataError, match="folder exists already; name a new folder"), new_folder(path, DataError):
+        pass
+    with pytest.raises(DataError, match=r"cannot write .*: Not a directory"), new_folder(path / "a" / "b", DataError):
+        pass
+
+
+def test_the_sha256_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(TEXT)
+    assert sha256(tmp_path / "a") == hashlib.sha256(TEXT).hexdigest()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_get_their_permissions_from_the_umask(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "model") as folder:
+            tiny_model("modern-1m").save_pretrained(folder)
+    finally:
+        os.umask(before)
+    weights = tmp_path / "model" / "model.safetensors"
+    assert stat.S_IMODE(weights.stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_model_that_may_not_be_read_is_named(name, tmp_path, monkeypatch):
+    save_model(tmp_path, "modern-1m")
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: access(path, mode) and path != tmp_path / name)
+    with pytest.raises(UserError, match=f"no permission to read .*{name}"):
+        load_pretrained(str(tmp_path))

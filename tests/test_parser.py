@@ -70,7 +70,7 @@ def test_every_recipe_is_understood_by_name(recipe):
         (["--xyz=3"], ["--xyz", "see --help"]),
         (["--max_steps=many"], ["--max_steps", "many"]),
         (["--config"], ["--config"]),
-        (["--config=quickstrat"], ["quickstrat", "did you mean quickstart"]),
+        (["--config=quickstrat"], ["quickstrat", "did you mean 'quickstart'"]),
         (["--config=quickstart"], ["unknown key 'preset'", "quickstart.yaml"]),
     ],
 )

@@ -18,7 +18,7 @@ def test_a_folder_does_not_hide_a_recipe_of_its_name(here):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("quikstart", "did you mean quickstart"), ("quickstart.yml", "did you mean quickstart"), ("xyz", "sprint")],
+    [("quikstart", "did you mean 'quickstart'"), ("quickstart.yml", "did you mean 'quickstart'"), ("xyz", "sprint")],
 )
 def test_a_recipe_that_does_not_exist_is_an_error_with_a_hint(name, told):
     with pytest.raises(RecipeError, match=told):

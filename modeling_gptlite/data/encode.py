@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +22,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, describe_characters
 from tokenization.corpus import Encoder, map_ids, tokenizer_state, write_ids
 
+from ..files import cache_dir, written
 from . import DataError
 from .examples import EncodedRow, EvaluationExamples, Examples, ShuffledExamples, encode_rows
-from .files import cache_dir
 from .layouts import TEXT
 from .sources import Source
 from .windows import EvaluationWindows, RandomWindows
@@ -302,7 +301,8 @@ def _packed_ids(
             yield from encoder.arrays(after)
 
         write_ids(path, arrays())
-        _write_atomically(note, json.dumps({"train_tokens": train_tokens, "unknown": encoder.unknown}))
+        with written(note) as partial:
+            partial.write_text(json.dumps({"train_tokens": train_tokens, "unknown": encoder.unknown}), encoding="utf-8")
     facts = json.loads(note.read_text(encoding="utf-8"))
     ids, end = map_ids(path, encoder.dtype), facts["train_tokens"]
     return ids[:end], ids[end:], Counter(facts["unknown"])
@@ -326,9 +326,3 @@ def _divided(pieces: Iterator[str], characters: int) -> tuple[Iterator[str], Ite
         yield from pieces
 
     return first(), second()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

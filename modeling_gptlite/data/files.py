@@ -5,7 +5,6 @@ for piece in read_text("my_book.txt"):
 """
 
 import codecs
-import hashlib
 import http.client
 import json
 import os
@@ -17,15 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import cache_dir, check_readable, sha256, written
 from . import DataError
 
 
 _PIECE_BYTES = 1 << 22
-
-
-def cache_dir() -> Path:
-    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`."""
-    return Path(os.environ.get("GPTLITE_CACHE") or Path.home() / ".cache" / "gptlite")
 
 
 def find_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
@@ -40,8 +35,7 @@ def find_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
             raise DataError(f"no such file: {path}")
         files += _text_files(path) if path.is_dir() else [_copy_of_pipe(path)]
     for path in files:
-        if not os.access(path, os.R_OK):
-            raise DataError(f"no permission to read {path}")
+        check_readable(path, DataError)
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
     return files
@@ -71,9 +65,7 @@ def _copy_of_pipe(path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with open(path, "rb") as pipe, open(partial, "wb") as copy:
             shutil.copyfileobj(pipe, copy, _PIECE_BYTES)
-        with open(partial, "rb") as copy:
-            digest = hashlib.file_digest(copy, "sha256").hexdigest()
-        copied = folder / "pipes" / digest[:16] / path.name
+        copied = folder / "pipes" / sha256(partial)[:16] / path.name
         copied.parent.mkdir(parents=True, exist_ok=True)
         return partial.replace(copied)
     except OSError as error:
@@ -151,18 +143,19 @@ def _row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def download(file_name: str, url: str, sha256: str) -> list[TextFile]:
+def download(file_name: str, url: str, expected_sha256: str) -> list[TextFile]:
     """A text from `$GPTLITE_DATA` or the cache, where it is downloaded to if it is in neither.
 
     Raises:
-        DataError: It cannot be downloaded, or its hash is another one.
+        DataError: It cannot be downloaded, read or written, or its hash is another one.
     """
     places = [cache_dir() / file_name]
     if folder := os.environ.get("GPTLITE_DATA"):
         places.insert(0, Path(folder) / file_name)
     for path in places:
         if path.is_file():
-            _check_sha256(path.read_bytes(), sha256, str(path))
+            check_readable(path, DataError)
+            _check_sha256(path, expected_sha256, str(path))
             return [TextFile(path)]
     try:
         with urllib.request.urlopen(url, timeout=20) as response:
@@ -171,21 +164,16 @@ def download(file_name: str, url: str, sha256: str) -> list[TextFile]:
         raise DataError(
             f"cannot download {url} ({error}); save it as {file_name} in a folder and name the folder in GPTLITE_DATA"
         ) from None
-    _check_sha256(content, sha256, url)
-    _write(places[-1], content)
-    return [TextFile(places[-1])]
-
-
-def _check_sha256(content: bytes, sha256: str, place: str) -> None:
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(f"{place} is not the expected text: its sha256 differs from {sha256}")
-
-
-def _write(path: Path, content: bytes) -> None:
+    path = places[-1]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(content)
-        partial.replace(path)
+        with written(path) as partial:
+            partial.write_bytes(content)
+            _check_sha256(partial, expected_sha256, url)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; GPTLITE_CACHE names the folder") from error
+    return [TextFile(path)]
+
+
+def _check_sha256(path: Path, expected: str, place: str) -> None:
+    if sha256(path) != expected:
+        raise DataError(f"{place} is not the expected text: its sha256 differs from {expected}")

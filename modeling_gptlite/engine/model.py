@@ -1,7 +1,6 @@
 """The engine's model: `GPTLiteForCausalLM` with ONNX Runtime behind `forward`, so that `generate()` works as always."""
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..configuration_gptlite import GPTLiteConfig
-from ..data.files import cache_dir
+from ..files import cache_dir, sha256, written
 from ..loading import check_folder, load_pretrained
 from ..modeling_gptlite import _CACHE as CACHE
 from ..modeling_gptlite import GPTLiteForCausalLM, GPTLitePreTrainedModel, takes_both_cache_names
@@ -329,13 +328,10 @@ def _kept_in(folder: Path, digest: str) -> Path:
 
 
 def _write(graph: Any, path: Path) -> None:
-    """Write through a temporary file, so that processes that load at the same time find a complete one or none."""
     import onnx
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        onnx.save(graph, Path(temporary) / path.name)
-        (Path(temporary) / path.name).replace(path)
+    with written(path) as partial:  # processes that load at the same time find a complete file or none
+        onnx.save(graph, partial)
 
 
 def _digest(folder: Path) -> str:
@@ -345,6 +341,5 @@ def _digest(folder: Path) -> str:
         raise EngineError(f"{folder} is not the folder of a model: it has no config.json or no *.safetensors")
     digest = hashlib.sha256(VERSION.encode())
     for path in files:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()

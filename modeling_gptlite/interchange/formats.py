@@ -6,8 +6,6 @@ To add a format, write a module with its functions and add one entry to `FORMATS
 checks of its flags and the comparison with other engines all come from that entry.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel, Qwen3ForCausalLM
 
+from ..files import new_folder
 from ..loading import CONFIGURATION_ERRORS, reason
 from ..modeling_gptlite import GPTLiteForCausalLM
 from . import gguf, nanogpt, onnx, pretrained
@@ -149,22 +148,11 @@ def convert(
         VerificationError: The result gives other logits.
     """
     _check_request(source_format, target_format, {"meta": meta}, dtype)
-    path = Path(os.path.abspath(output))
-    if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ConversionError(f"{output} exists already; name a new folder, or delete it first")
-    material = read(str(source), source_format, tokenizer, **({"meta": meta} if meta is not None else {}))
-    try:
-        nearest = next(parent for parent in path.parents if parent.exists())
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=f".{path.name}-") as temporary:
-            folder = Path(temporary) / path.name
-            folder.mkdir()
-            write(material, folder, target_format, dtype)
-            if check:
-                verify(material, folder, target_format, dtype, report)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folder.replace(path)
-    except OSError as error:
-        raise ConversionError(f"cannot write {output}: {error.strerror or error}") from error
+    with new_folder(output, ConversionError) as folder:
+        material = read(str(source), source_format, tokenizer, **({"meta": meta} if meta is not None else {}))
+        write(material, folder, target_format, dtype)
+        if check:
+            verify(material, folder, target_format, dtype, report)
     report(f"{output}: {material.model.num_parameters():,} parameters as {target_format}")
     if hint := FORMATS[target_format].hint:
         report(hint(Path(output)))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..decoding import SAMPLING
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -16,8 +18,10 @@ class Setting:
 
 
 SETTINGS = {
-    "temperature": Setting("Temperature", 0.1, 2, 0.05, 0.8, "Lower: safer. Higher: more surprising."),
-    "top_k": Setting("Top-k", 0, 100, 1, 0, "Sample from the k likeliest {units}; 0: from all."),
+    "temperature": Setting(
+        "Temperature", 0.1, 2, 0.05, SAMPLING["temperature"], "Lower: safer. Higher: more surprising."
+    ),
+    "top_k": Setting("Top-k", 0, 100, 1, SAMPLING["top_k"], "Sample from the k likeliest {units}; 0: from all."),
     "top_p": Setting("Top-p", 0.05, 1, 0.05, 1, "Sample from the likeliest {units} that add up to p."),
     "length": Setting("Length", 10, 1000, 10, 300, "Number of {units} to write."),
 }

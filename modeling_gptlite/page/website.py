@@ -9,14 +9,13 @@ import base64
 import hashlib
 import html
 import json
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from ..errors import UserError
+from ..files import new_folder
 from ..interchange import write
 from ..interchange.pretrained import read_pretrained
 from .assets import asset
@@ -84,20 +83,8 @@ def build_website(model: str, folder: Path, node_modules: Path | None = None) ->
     Raises:
         UserError: The model cannot be loaded or exported, a library is missing, or the folder cannot be written.
     """
-    path = Path(os.path.abspath(folder))
-    if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise PageError(f"{folder} exists already; name a new folder, or delete it first")
-    nearest = next(parent for parent in path.parents if parent.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=f".{path.name}-") as temporary:
-            page = Path(temporary) / path.name
-            page.mkdir()
-            write_website(model, page, node_modules)
-            page.chmod(0o755)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            page.replace(path)
-    except OSError as error:
-        raise PageError(f"cannot write {folder}: {error.strerror or error}") from error
+    with new_folder(folder, PageError) as page:
+        write_website(model, page, node_modules)
 
 
 def write_website(model: str, folder: Path, node_modules: Path | None = None) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..decoding import SAMPLING
+from ..errors import UserError, check
 from .record import RUN_FILE
 
 
@@ -25,7 +26,8 @@ class EvaluationSettings:
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens in each continuation."})
     temperature: float = field(
-        default=0.8, metadata={"help": "Of the continuations. Below 1: more predictable; above 1: more random."}
+        default=SAMPLING["temperature"],
+        metadata={"help": "Of the continuations. Below 1: more predictable; above 1: more random."},
     )
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens per window. Default: each model's context length."}
@@ -43,9 +45,7 @@ def check_settings(settings: EvaluationSettings) -> None:
         ("temperature", settings.temperature > 0, "above 0"),
         ("batch_size", settings.batch_size >= 1, "at least 1"),
     ]
-    for name, is_right, allowed in rules:
-        if not is_right:
-            raise UserError(f"--{name} must be {allowed}, got {getattr(settings, name)}")
+    check(settings, rules)
     if settings.num_samples:
         try:
             import sacrebleu  # noqa: F401

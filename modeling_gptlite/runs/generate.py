@@ -17,7 +17,7 @@ from tokenization import describe_characters, unknown_characters
 
 from ..decoding import quantize_int8
 from ..engine import in_engine, load_fast
-from ..errors import UserError
+from ..errors import UserError, check
 from ..loading import check_folder, check_generation, load_for_inference, load_tokenizer, longest_text
 
 
@@ -59,9 +59,7 @@ class GenerationSettings:
             ("top_k", self.top_k is None or self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
         ]
-        for name, is_right, allowed in rules:
-            if not is_right:
-                raise UserError(f"--{name} must be {allowed}, got {getattr(self, name)}")
+        check(self, rules)
 
     def arguments(self, tokenizer) -> dict[str, Any]:
         """The keyword arguments of `model.generate`; what is None comes from the model's `generation_config.json`."""
@@ -99,13 +97,10 @@ def load_generator(name_or_path: str, device: str | None = None, dtype: str = "a
 
 
 def _load_in_onnx(name_or_path: str, device: str | None, dtype: str):
-    rules = [
-        ("--device cpu", device in (None, "cpu"), f"--device {device}"),
-        ("--dtype float32 or int8", dtype in ("auto", "float32", "int8"), f"--dtype {dtype}"),
-    ]
-    for allowed, is_right, given in rules:
-        if not is_right:
-            raise UserError(f"--engine onnx takes {allowed}, got {given}")
+    if device not in (None, "cpu"):
+        raise UserError(f"--engine onnx takes --device cpu, got --device {device}")
+    if dtype not in ("auto", "float32", "int8"):
+        raise UserError(f"--engine onnx takes --dtype float32 or int8, got --dtype {dtype}")
     check_folder(name_or_path)
     tokenizer = load_tokenizer(name_or_path)
     model = load_fast(name_or_path, int8=dtype == "int8")

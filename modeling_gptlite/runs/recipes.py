@@ -5,7 +5,6 @@ from modeling_gptlite.runs.recipes import find_recipe, read_recipe
 settings = read_recipe(find_recipe("quickstart"))
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -48,9 +47,8 @@ def find_recipe(name_or_path: str) -> Path:
     packaged = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
     if name_or_path in packaged:
         return packaged[name_or_path]
-    nearest = difflib.get_close_matches(path.stem, packaged, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"the packaged recipes are {', '.join(packaged)}"
-    raise RecipeError(f"no such recipe: {name_or_path}; {hint}")
+    hint = did_you_mean(path.stem, packaged) or f"; the packaged recipes are {', '.join(packaged)}"
+    raise RecipeError(f"no such recipe: {name_or_path}{hint}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

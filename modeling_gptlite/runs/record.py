@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerState
 
 from ..data.encode import RunData
 from ..errors import UserError
+from ..files import written
 from ..training.hardware import hardware_facts
 from ..training.metrics import bits_per_character, perplexity
 from .settings import Arguments
@@ -61,11 +62,10 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> None:
-    """Write `run.json` through a temporary file, so that it is complete or absent."""
-    partial = folder / f".{RUN_FILE}"
+    """Write `run.json`, so that it is complete or absent."""
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, folder / RUN_FILE)
+    with written(folder / RUN_FILE) as partial:
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,6 @@ settings = read({"preset": "modern-1m", "train_file": "book.txt", "max_steps": "
 model_args, data_args, training_args = parse(settings)
 """
 
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from transformers import HfArgumentParser
 
 from ..data.sources import SourceArguments
+from ..errors import check, did_you_mean
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments
 from .recipes import as_flags
 
@@ -64,9 +64,7 @@ class ModelArguments:
             ("lora_alpha", self.lora_alpha is None or self.lora_alpha >= 1, "at least 1"),
             ("lora_dropout", 0 <= self.lora_dropout < 1, "0 or more and below 1"),
         ]
-        for name, is_right, allowed in rules:
-            if not is_right:
-                raise ArgumentError(f"--{name} must be {allowed}, got {getattr(self, name)}")
+        check(self, rules, ArgumentError)
         if self.lora_r is not None and self.model_name_or_path is None:
             raise ArgumentError("--lora_r needs --model_name_or_path: LoRA fine-tunes a saved model")
 
@@ -140,8 +138,7 @@ def read(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in settings:
         if name not in defaults():
-            nearest = difflib.get_close_matches(name, defaults(), n=1)
-            raise ArgumentError(f"unknown setting {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+            raise ArgumentError(f"unknown setting {name!r}{did_you_mean(name, defaults())}")
     values = vars(_Parser(GROUPS, allow_abbrev=False).parse_args(as_flags(settings)))
     return {name: values[name] for name, value in settings.items() if value is not None}
 

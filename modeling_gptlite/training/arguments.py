@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.hf_argparser import string_to_bool
-from transformers.integrations import integration_utils, is_deepspeed_available
+from transformers.integrations import integration_utils
 from transformers.utils import is_liger_kernel_available
 
-from ..errors import UserError
+from ..errors import UserError, check
 from .hardware import multiplies_bf16
 
 
@@ -34,31 +34,6 @@ class BoolOrAuto:
 
 # ---- What happens to each argument ---------------------------------------------------------------------------------
 
-
-# Every value acts, or is refused by `_RULES` or by transformers.
-_HONOURED = """
-    output_dir resume_from_checkpoint seed full_determinism debug
-    optimizer muon_learning_rate muon_momentum_warmup precision min_learning_rate_ratio minutes
-    short_context short_context_fraction
-    per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps
-    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon
-    optim optim_args optim_target_modules max_grad_norm label_smoothing_factor neftune_noise_alpha
-    average_tokens_across_devices bf16 fp16 tf32 use_cpu torch_compile torch_compile_backend torch_compile_mode
-    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
-    use_liger_kernel liger_kernel_config use_cache torch_empty_cache_steps
-    logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica disable_tqdm
-    include_num_input_tokens_seen skip_memory_metrics
-    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
-    eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size
-    save_strategy save_steps save_on_each_node save_total_limit restore_callback_states_from_checkpoint
-    load_best_model_at_end metric_for_best_model greater_is_better
-    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-    accelerator_config parallelism_config fsdp fsdp_config deepspeed local_rank
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-    dataloader_multiprocessing_context
-"""
-HONOURED = frozenset(_HONOURED.split())
 
 # Only this value is allowed, and this is why. Where it is not the Trainer's default, it is set here; the reason is the
 # argument's `--help`.
@@ -116,6 +91,26 @@ def _default(argument) -> Any:
 @dataclass
 class CausalLMTrainingArguments(_FixedArguments):
     """The Trainer's arguments with other defaults, and more of its own.
+
+    Besides those in `FIXED`, these defaults differ from those of `TrainingArguments`:
+
+        output_dir: out/model
+        resume_from_checkpoint: auto
+        per_device_train_batch_size: 64
+        per_device_eval_batch_size: 64
+        learning_rate: 0.001
+        lr_scheduler_type: cosine_with_min_lr
+        warmup_steps: 100
+        weight_decay: 0.1
+        adam_beta2: 0.99
+        eval_strategy: steps
+        eval_steps: 250
+        save_steps: 250
+        save_total_limit: 2
+        load_best_model_at_end: True
+        metric_for_best_model: loss
+        logging_steps: 10
+        disable_tqdm: True
 
     Raises:
         ArgumentError: An argument has a value that is not allowed, or that would have no effect.
@@ -284,6 +279,7 @@ def _one_of(*names: Any) -> tuple[Callable[[Any], bool], str]:
 
 # What the value of one argument must be; None is always allowed.
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "optimizer": _one_of("adamw", "muon", "trainer"),
     "per_device_train_batch_size": _at_least(1),
     "per_device_eval_batch_size": _at_least(1),
     "gradient_accumulation_steps": _at_least(1),
@@ -317,82 +313,60 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hub_strategy": _one_of("end", "every_save"),  # the others would upload the state of the optimizer
 }
 
-# What must hold between arguments; the message says what to do.
-_RULES: list[tuple[Callable[[Any], bool], str]] = [
-    (
-        lambda args: args.max_steps > 0 or 0 < args.num_train_epochs < math.inf,
-        "--num_train_epochs must be above 0, got {num_train_epochs}; or give --max_steps",
-    ),
-    (
-        lambda args: args.precision == "auto" or not (args.bf16 or args.fp16) or getattr(args, args.precision, False),
-        "--precision {precision} contradicts --bf16 {bf16} and --fp16 {fp16}; give only one of them",
-    ),
-    (
-        lambda args: _launched_precision() == "no" or args.precision in ("auto", _launched_precision()),
-        "--precision {precision} contradicts --mixed_precision of accelerate launch; leave out one of them",
-    ),
-    (
-        lambda args: not (args.use_cpu and (args.fp16 or args.precision == "fp16")),
-        "fp16 does not train on a CPU; give --precision bf16 or fp32",
-    ),
-    (
-        lambda args: args.optimizer in ("adamw", "muon", "trainer"),
-        "--optimizer must be one of adamw, muon, trainer, got {optimizer}",
-    ),
-    (
-        lambda args: args.optimizer == "trainer" or args.optim == _default(_TRAINERS["optim"]),
-        "--optim {optim} needs --optimizer trainer; with --optimizer {optimizer} it has no effect",
-    ),
-    (
-        lambda args: args.optimizer == "trainer" or not (args.optim_args or args.optim_target_modules),
-        "--optim_args and --optim_target_modules need --optimizer trainer",
-    ),
-    (
-        lambda args: args.optimizer == "muon" or not args.muon_momentum_warmup,
-        "--muon_momentum_warmup needs --optimizer muon; with {optimizer} it has no effect",
-    ),
-    (
-        lambda args: (
-            args.min_learning_rate_ratio == 0.1
-            or (
-                args.lr_scheduler_type == "cosine_with_min_lr"
-                and args.lr_scheduler_kwargs in (None, {"min_lr_rate": args.min_learning_rate_ratio})
-            )
-        ),
-        "--min_learning_rate_ratio needs --lr_scheduler_type cosine_with_min_lr and no --lr_scheduler_kwargs",
-    ),
-    (
-        lambda args: not args.use_liger_kernel or is_liger_kernel_available(),
-        "--use_liger_kernel needs a package that is not installed; pip install liger-kernel",
-    ),
-    (
-        lambda args: args.torch_compile != "auto" or not (args.torch_compile_mode or args.torch_compile_backend),
-        "--torch_compile_mode and --torch_compile_backend always compile; with them, --torch_compile cannot be auto",
-    ),
-    (
-        lambda args: args.minutes is None or not args.deepspeed,
-        "--minutes cannot measure the speed of --deepspeed; give --max_steps",
-    ),
-    (
-        lambda args: not args.deepspeed or is_deepspeed_available(),
-        "--deepspeed needs a package that is not installed; pip install deepspeed",
-    ),
-    (
-        lambda args: not args.fsdp or int(os.environ.get("WORLD_SIZE", 1)) > 1,
-        "--fsdp needs several processes; start them with torchrun or accelerate launch",
-    ),
-]
-
 
 def _check_rules(args) -> None:
-    for name, (is_right, allowed) in _VALUES.items():
-        value = getattr(args, name)
-        if value is not None and not is_right(value):
-            raise ArgumentError(f"--{name} must be {allowed}, got {getattr(value, 'value', value)}")
-    for holds, message in _RULES:
-        if not holds(args):
-            values = {name: getattr(value, "value", value) for name, value in vars(args).items()}
-            raise ArgumentError(message.format(**values))
+    rules = (
+        (name, (value := getattr(args, name)) is None or is_allowed(value), allowed)
+        for name, (is_allowed, allowed) in _VALUES.items()
+    )
+    check(args, rules, ArgumentError)
+    if not (args.max_steps > 0 or 0 < args.num_train_epochs < math.inf):
+        raise ArgumentError(f"--num_train_epochs must be above 0, got {args.num_train_epochs}; or give --max_steps")
+    _check_precision(args)
+    _check_optimizer(args)
+    if args.torch_compile == "auto" and (args.torch_compile_mode or args.torch_compile_backend):
+        raise ArgumentError(
+            "--torch_compile_mode and --torch_compile_backend always compile; with them, --torch_compile cannot be auto"
+        )
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ArgumentError("--use_liger_kernel needs a package that is not installed; pip install liger-kernel")
+    if args.minutes is not None and args.deepspeed:
+        raise ArgumentError("--minutes cannot measure the speed of --deepspeed; give --max_steps")
+    if args.fsdp and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise ArgumentError("--fsdp needs several processes; start them with torchrun or accelerate launch")
+
+
+def _check_precision(args) -> None:
+    if args.precision != "auto" and (args.bf16 or args.fp16) and not getattr(args, args.precision, False):
+        raise ArgumentError(
+            f"--precision {args.precision} contradicts --bf16 {args.bf16} and --fp16 {args.fp16}; give only one of them"
+        )
+    if _launched_precision() != "no" and args.precision not in ("auto", _launched_precision()):
+        raise ArgumentError(
+            f"--precision {args.precision} contradicts --mixed_precision of accelerate launch; leave out one of them"
+        )
+    if args.use_cpu and (args.fp16 or args.precision == "fp16"):
+        raise ArgumentError("fp16 does not train on a CPU; give --precision bf16 or fp32")
+
+
+def _check_optimizer(args) -> None:
+    """What only some optimizers and schedules read is given with those only."""
+    if args.optimizer != "trainer" and args.optim != _default(_TRAINERS["optim"]):
+        optim = getattr(args.optim, "value", args.optim)
+        raise ArgumentError(
+            f"--optim {optim} needs --optimizer trainer; with --optimizer {args.optimizer} it has no effect"
+        )
+    if args.optimizer != "trainer" and (args.optim_args or args.optim_target_modules):
+        raise ArgumentError("--optim_args and --optim_target_modules need --optimizer trainer")
+    if args.optimizer != "muon" and args.muon_momentum_warmup:
+        raise ArgumentError(f"--muon_momentum_warmup needs --optimizer muon; with {args.optimizer} it has no effect")
+    has_floor = args.lr_scheduler_type == "cosine_with_min_lr" and (
+        args.lr_scheduler_kwargs in (None, {"min_lr_rate": args.min_learning_rate_ratio})
+    )
+    if args.min_learning_rate_ratio != 0.1 and not has_floor:
+        raise ArgumentError(
+            "--min_learning_rate_ratio needs --lr_scheduler_type cosine_with_min_lr and no --lr_scheduler_kwargs"
+        )
 
 
 def _check_resolved(args) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..decoding import SAMPLING
 from ..errors import UserError
 
 
 SAMPLES_FILE = "samples.md"
 SECONDS_BETWEEN_LINES = 30  # of output that is not a terminal
-SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 0}  # suits a small model
 
 
 class LiveLine(TrainerCallback):

@@ -9,7 +9,7 @@ A checkpoint is written to a temporary folder together with a manifest (size and
 """
 
 import contextlib
-import hashlib
+import errno
 import json
 import os
 import re
@@ -18,20 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import UserError
-
-
-try:
-    import fcntl
-except ImportError:  # Windows: without it, two runs in one folder are not noticed
-    fcntl = None  # type: ignore[assignment]
+from ..files import apply_umask, sha256
 
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".saving"
+LOCK = ".lock"  # exists while a process trains in the folder, and after one was killed
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "iostream error")  # the words of torch.save on a full disk
 
 
@@ -109,12 +106,12 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, AttributeError):
             return f"its {MANIFEST} cannot be read"
         present = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
-        for name, (size, sha256) in recorded.items():
+        for name, (size, digest) in recorded.items():
             if name not in present:
                 return f"{name} is missing"
             if present[name].stat().st_size != size:
                 return f"{name} has {present[name].stat().st_size:,} bytes instead of {size:,}"
-            if _sha256(present[name]) != sha256:
+            if sha256(present[name]) != digest:
                 return f"the sha256 of {name} differs"
         if added := sorted(present.keys() - recorded.keys()):
             return f"{added[0]} was added"
@@ -175,24 +172,26 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder. The kernel releases the lock however this process ends.
+        """Keep other processes from training in this folder. The system releases the lock however this process ends.
 
         Nested calls in one process share the lock. A folder that does not exist is not locked.
 
         Raises:
-            CheckpointError: Another process holds the lock.
+            CheckpointError: Another process holds the lock, or the folder cannot be written.
         """
-        folder = self.output_dir.resolve()
-        if fcntl is None or folder in _LOCKED or not folder.is_dir():
+        path = self.output_dir.resolve() / LOCK
+        lock = FileLock(path, thread_local=False, is_singleton=True, fallback_to_soft=False)
+        if lock.is_locked or not path.parent.is_dir():
             yield
             return
-        _LOCKED[folder] = os.open(folder, os.O_RDONLY)
         try:
-            self._lock(_LOCKED[folder])
+            self._acquire(lock, path)
             yield
         finally:
-            if (descriptor := _LOCKED.pop(folder, None)) is not None:
-                os.close(descriptor)
+            if lock.is_locked:
+                with contextlib.suppress(OSError):  # Windows deletes it on release
+                    path.unlink()  # filelock refuses whoever has it open already, and locks a new one
+                lock.release()
 
     # ---- Internal --------------------------------------------------------------------------------------------------
 
@@ -201,8 +200,9 @@ class Checkpoints:
 
     def _seal(self, folder: Path, run: dict[str, Any]) -> None:
         """Write the manifest; when this returns, it and the files that it lists have reached the disk."""
+        apply_umask(folder)
         files = {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
             for path in _files(folder)
         }
         (folder / MANIFEST).write_text(json.dumps({"run": run, "files": files}, indent=2) + "\n", encoding="utf-8")
@@ -218,49 +218,29 @@ class Checkpoints:
         _flush(folder.parent)
         shutil.rmtree(before, ignore_errors=True)
 
-    def _lock(self, descriptor: int) -> None:
+    def _acquire(self, lock: BaseFileLock, path: Path) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            number = ""
+            with contextlib.suppress(OSError):  # Windows lets only the holder read it
+                number = path.read_text(encoding="utf-8")
             raise CheckpointError(
-                f"another process{_lock_owner(descriptor)} writes in {self.output_dir}; "
+                f"another process{number and f' ({number})'} writes in {self.output_dir}; "
                 "wait until it ends, stop it, or choose another --output_dir"
             ) from error
-        except OSError:
-            pass  # a file system without locks
-
-
-_LOCKED: dict[Path, int] = {}  # folders that this process has locked, and their descriptors
-
-
-def _close_inherited_locks() -> None:
-    """A data loader's worker that outlives this process must not keep its lock."""
-    while _LOCKED:
-        os.close(_LOCKED.popitem()[1])
-
-
-if fcntl is not None:
-    os.register_at_fork(after_in_child=_close_inherited_locks)
-
-
-def _lock_owner(descriptor: int) -> str:
-    """` (process 123)`, read from Linux's list of locks; elsewhere nothing."""
-    inode = str(os.fstat(descriptor).st_ino)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/locks").read_text().splitlines():
-            _, kind, _, _, process, file, *_ = line.replace("-> ", "").split()
-            if kind == "FLOCK" and file.split(":")[-1] == inode:
-                return f" (process {process})"
-    return ""
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise CheckpointError(
+                    f"cannot write in {self.output_dir}: {error.strerror}; choose another --output_dir"
+                ) from error
+            return  # a file system without locks
+        with contextlib.suppress(OSError):  # a full disk
+            path.write_text(f"process {os.getpid()}", encoding="utf-8")
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..data.windows import IGNORED, EvaluationWindows
+from ..decoding import SAMPLING
 from .metrics import predictions
 
 
@@ -77,7 +78,13 @@ def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: 
 
 @torch.inference_mode()
 def write_continuations(
-    model, tokenizer, ids: np.ndarray, count: int, prompt_tokens: int, length: int, temperature: float = 0.8
+    model,
+    tokenizer,
+    ids: np.ndarray,
+    count: int,
+    prompt_tokens: int,
+    length: int,
+    temperature: float = SAMPLING["temperature"],
 ) -> tuple[list[str], list[str]]:
     """Sample continuations at `count` evenly spaced positions of `ids`.
 
@@ -97,9 +104,7 @@ def write_continuations(
     output = model.eval().generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
+        **{**SAMPLING, "temperature": temperature},
         top_p=1.0,
         min_new_tokens=length,
         max_new_tokens=length,

@@ -1,0 +1,83 @@
+"""Files and folders that are complete or absent, their hashes and permissions, and the folder of the cache.
+
+with written(Path("out/results.json")) as partial:
+    partial.write_text("{}")
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import UserError
+
+
+def cache_dir() -> Path:
+    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`."""
+    return Path(os.environ.get("GPTLITE_CACHE") or Path.home() / ".cache" / "gptlite")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_readable(path: Path, error: type[UserError] = UserError) -> None:
+    """Raise `error` if this user may not read `path`."""
+    if not os.access(path, os.R_OK):
+        raise error(f"no permission to read {path}")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, to write a file to. It is renamed when the block ends, and removed if it fails.
+
+    The folder is created if it does not exist. Other processes and threads may write the same file: the last one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike, error: type[UserError] = UserError) -> Iterator[Path]:
+    """A temporary folder near `path`, to write into. It is renamed when the block ends, and removed if it fails.
+
+    Raises:
+        error: `path` is a file, or a folder that is not empty; or it cannot be written.
+    """
+    target = Path(os.path.abspath(path))
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise error(f"{os.fspath(path)} exists already; name a new folder, or delete it first")
+    nearest = next(parent for parent in target.parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=f".{target.name}-") as temporary:
+            folder = Path(temporary) / target.name
+            folder.mkdir()
+            yield folder
+            apply_umask(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.replace(target)
+    except OSError as cause:
+        raise error(f"cannot write {os.fspath(path)}: {cause.strerror or cause}") from cause
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the weights in a saved model's folder the permissions of the configuration beside them.
+
+    safetensors writes files that only their owner may read, whatever the umask
+    (https://github.com/huggingface/safetensors/issues/782).
+    """
+    config = next(folder.glob("*config.json"), None)
+    for weights in folder.glob("*.safetensors") if config else ():
+        with contextlib.suppress(PermissionError):  # a file system without permissions
+            shutil.copymode(config, weights)
