@@ -89,13 +89,6 @@ def gpt2(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def ada(hub, monkeypatch):
-    """The server of a Hub that knows ada, who is logged in."""
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    return hub.server
-
-
 # ---- Browsers ------------------------------------------------------------------------------------------------------
 
 CHROMIUM_FLAGS = [

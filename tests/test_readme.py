@@ -106,7 +106,6 @@ def make_models(place):
 
 @pytest.mark.parametrize("line", lines("gptlite ", "python -m scripts."))
 def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
     for name, value in {
         "ROMEO": "12",
         "JULIET": "3",
