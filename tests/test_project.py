@@ -4,6 +4,7 @@ import re
 import tomllib
 
 import yaml
+from conftest import SLOW
 from helpers import ROOT
 
 
@@ -40,3 +41,10 @@ def test_everything_that_make_installs_for_development_is_pinned():
 def test_the_changelog_has_the_version_of_the_package():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[(.+?)\]", changelog, re.M)[:2] == ["Unreleased", PROJECT["version"]]
+
+
+def test_the_slow_tests_exist():
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")}
+    for entry in SLOW:
+        file, _, name = entry.partition("::") if ".py" in entry else ("conftest.py", "", entry)
+        assert f"def {name}" in files.get(file, ""), entry
