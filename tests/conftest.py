@@ -1,6 +1,5 @@
 """Shared by all tests: no network, one place for caches, the architectures of the presets at a toy size."""
 
-import json
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ os.environ |= {
 }
 
 import torch
-from helpers import TEXT, train_tiny
+from helpers import TALKS, TEXT, train_tiny, write_rows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tokenization import build_bpe_tokenizer
@@ -141,11 +140,8 @@ def trained(tmp_path_factory, text_file) -> Path:
 def talking(tmp_path_factory, trained) -> Path:
     """The toy model, fine-tuned to answer whatever is green with "bottles!"."""
     folder = tmp_path_factory.mktemp("talking")
-    talks = [
-        [{"role": "user", "content": f"{n} green"}, {"role": "assistant", "content": "bottles!"}] for n in range(99)
-    ]
-    (folder / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
-    train_tiny(folder / "talks.jsonl", folder / "run", f"--model_name_or_path={trained}", "--max_steps=100")
+    rows = write_rows(folder / "conversations.jsonl", TALKS)
+    train_tiny(rows, folder / "run", f"--model_name_or_path={trained}", "--max_steps=100")
     return folder / "run"
 
 

@@ -9,7 +9,7 @@ from scripts import train
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def cwd(tmp_path, monkeypatch):
     """A folder to make mistakes in, with the files that they need."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.txt").write_text("all work and no play\n" * 100)
@@ -68,10 +68,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("argv", "told"), MISTAKES.values(), ids=MISTAKES)
-def test_training_refuses_a_mistake_in_one_line_and_touches_nothing(argv, told, place, capsys):
-    before = files(place)
+def test_training_refuses_a_mistake_in_one_line_and_touches_nothing(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(train.main, "--output_dir=out", *argv, capsys=capsys, told=told)
-    assert files(place) == before
+    assert files(cwd) == before
 
 
 def test_a_finished_run_is_not_written_over(trained, text_file, capsys):

@@ -39,7 +39,7 @@ def folder(tmp_path_factory, trained):
 
 
 @pytest.fixture
-def place(folder, monkeypatch):
+def cwd(folder, monkeypatch):
     monkeypatch.chdir(folder)
     return folder
 
@@ -169,11 +169,11 @@ TRAIN = {
 
 
 @pytest.mark.parametrize(("argv", "told"), TRAIN.values(), ids=TRAIN)
-def test_train_refuses(argv, told, place, capsys):
-    before = files(place)
+def test_train_refuses(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(train.main, "--output_dir=out", "--max_steps=1", *argv, capsys=capsys, told=told)
-    assert files(place) == before
-    assert not (place / "executed").exists()
+    assert files(cwd) == before
+    assert not (cwd / "executed").exists()
 
 
 GENERATE = {
@@ -192,10 +192,10 @@ GENERATE = {
 
 
 @pytest.mark.parametrize(("argv", "told"), GENERATE.values(), ids=GENERATE)
-def test_generate_refuses(argv, told, place, capsys):
-    before = files(place)
+def test_generate_refuses(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(generate.main, *argv, capsys=capsys, told=told)
-    assert files(place) == before
+    assert files(cwd) == before
 
 
 PUSH = {
@@ -210,17 +210,17 @@ PUSH = {
 
 
 @pytest.mark.parametrize(("argv", "told"), PUSH.values(), ids=PUSH)
-def test_push_to_hub_refuses(argv, told, place, capsys):
-    before = files(place)
+def test_push_to_hub_refuses(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(push_to_hub.main, *argv, capsys=capsys, told=told)
-    assert files(place) == before
+    assert files(cwd) == before
 
 
 # ---- Hostile files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["model", "tokenizer", "known type"])
-def test_the_code_that_comes_with_a_model_is_not_run(kind, place, tmp_path, monkeypatch, capsys):
+def test_the_code_that_comes_with_a_model_is_not_run(kind, cwd, tmp_path, monkeypatch, capsys):
     evil = tmp_path / "evil"
     shutil.copytree("model", evil)
     monkeypatch.chdir(tmp_path)
