@@ -1,4 +1,5 @@
 # make train    create .venv, train recipes/quickstart.yaml, save the model in out/quickstart
+# make check    create .venv, run the fast tests: all that are not marked as slow
 # make test     create .venv, run all tests
 # make lint     lint rules, formatting, spelling and types
 # make floor    run all tests with the oldest transformers that pyproject.toml allows
@@ -13,9 +14,12 @@ RUN := $(VENV)/bin/python
 OUT ?= out/quickstart
 FUZZ_MINUTES ?= 10
 
-.PHONY: train test lint floor newest golden matrix fuzz
+.PHONY: train check test lint floor newest golden matrix fuzz
 train: $(VENV)/.train
 	$(RUN) -m scripts.train --config recipes/quickstart.yaml --output_dir $(OUT)
+
+check: $(VENV)/.dev
+	$(RUN) -m pytest -m "not slow" --numprocesses auto
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest --numprocesses auto

@@ -1,9 +1,9 @@
 """Shared by all tests: no network, one place for caches, the architectures of the presets at a toy size."""
 
-import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ os.environ |= {
 }
 
 import torch
-from helpers import TEXT, train_tiny
+from helpers import TALKS, TEXT, train_tiny, write_rows
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tokenization import build_bpe_tokenizer
@@ -27,6 +27,75 @@ from tokenization import build_bpe_tokenizer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would our children
 pytest_plugins = ["hub_server"]
+# Files, tests and fixtures that `make check` leaves out: they start processes that import torch, train for more than a
+# few steps, compile, export to ONNX, or open a browser. `pytest -m "not slow" --durations=30` shows what to add.
+SLOW = {
+    "browser",
+    "talking",
+    "test_benchmarks.py",
+    "test_build.py",
+    "test_budget.py",
+    "test_callbacks.py::test_a_signal_ends_training_with_a_checkpoint_to_resume_from",
+    "test_callbacks.py::test_ctrl_c_is_never_lost_and_leaves_nothing_half_written",
+    "test_callbacks.py::test_the_checkpoint_before_it_diverged_is_kept",
+    "test_callbacks.py::test_samples_do_not_change_the_training",
+    "test_card.py::test_the_cards_usage_block_runs_as_it_stands",
+    "test_checkpointing.py",
+    "test_cli.py::test_a_stream_that_is_closed_or_full_is_one_line",
+    "test_cli.py::test_ctrl_c_during_the_imports_is_one_line",
+    "test_cli.py::test_ctrl_c_while_text_is_generated_is_one_line",
+    "test_cli.py::test_no_garbage_is_collected_during_the_imports_and_at_exit",
+    "test_cli.py::test_the_command_dispatches",
+    "test_commands.py::test_auto_says_that_it_trains_on_python_docs",
+    "test_ecosystem.py",
+    "test_engine.py",
+    "test_fuzz_config.py",
+    "test_fuzz_generation.py",
+    "test_fuzz_recipes.py",
+    "test_generate.py::test_greedy_text_warns_of_nothing",
+    "test_generate_load.py",
+    "test_gguf.py::test_llama_cpp_writes_the_same_100_greedy_tokens_as_a_trained_model",
+    "test_golden.py::test_a_run_that_moved_is_a_line_of_the_table_and_the_exit_code",
+    "test_golden.py::test_losses_and_weights_equal_their_record",
+    "test_hardware.py::test_the_environment_that_hides_bf16_is_respected",
+    "test_hub.py::test_a_model_in_a_subfolder_loads_with_the_code_at_the_root",
+    "test_hub.py::test_every_loader_gives_the_same_model_from_an_empty_cache",
+    "test_hub.py::test_pushes_during_training_load_and_carry_the_card",
+    "test_hub.py::test_the_models_own_push_to_hub_publishes_what_loads",
+    "test_hub.py::test_without_trust_the_flag_is_named",
+    "test_lora.py",
+    "test_model.py::test_attention_implementations_agree",
+    "test_model.py::test_compiled_attention_is_causal_without_a_mask",
+    "test_model.py::test_forward_compiles_as_one_graph",
+    "test_notebooks.py::test_fine_tuning_goes_from_the_hub_to_a_push",
+    "test_notebooks.py::test_the_tour_goes_from_text_to_a_push",
+    "test_old_folders.py",
+    "test_onnx.py",
+    "test_package.py",
+    "test_processes.py",
+    "test_publish.py::test_a_native_push_needs_no_remote_code_and_gives_the_same_logits",
+    "test_readme.py::test_a_block_of_the_pages_runs",
+    "test_readme.py::test_a_command_for_contributors_runs",
+    "test_readme.py::test_a_command_of_the_pages_runs",
+    "test_readme.py::test_a_launch_of_the_pages_trains",
+    "test_readme.py::test_a_recipe_of_the_pages_trains",
+    "test_saved_folder.py",
+    "test_sizing.py",
+    "test_space.py::test_a_static_space_holds_the_page_and_the_model",
+    "test_space.py::test_the_app_of_a_space_loads_its_model_with_the_package_that_comes_with_it",
+    "test_start.py",
+    "test_tokenization.py::test_a_fresh_process_without_this_package_loads_the_same_tokenizers",
+    "test_tokenizer_on_a_terminal.py",
+    "test_trainer.py::test_bits_per_character_are_those_of_the_text_whatever_the_tokens",
+    "test_website.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file = item.path.name
+        if SLOW & {file, f"{file}::{item.originalname}", *item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +107,9 @@ def own_caches(tmp_path_factory, monkeypatch):
 def own_compiled_code():
     """Every model that is compiled counts against one limit of recompilations per process."""
     yield
-    torch.compiler.reset()
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.convert_frame.FRAME_COUNTER:
+        torch.compiler.reset()
 
 
 @pytest.fixture
@@ -67,11 +138,8 @@ def trained(tmp_path_factory, text_file) -> Path:
 def talking(tmp_path_factory, trained) -> Path:
     """The toy model, fine-tuned to answer whatever is green with "bottles!"."""
     folder = tmp_path_factory.mktemp("talking")
-    talks = [
-        [{"role": "user", "content": f"{n} green"}, {"role": "assistant", "content": "bottles!"}] for n in range(99)
-    ]
-    (folder / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
-    train_tiny(folder / "talks.jsonl", folder / "run", f"--model_name_or_path={trained}", "--max_steps=100")
+    rows = write_rows(folder / "conversations.jsonl", TALKS)
+    train_tiny(rows, folder / "run", f"--model_name_or_path={trained}", "--max_steps=100")
     return folder / "run"
 
 
@@ -87,13 +155,6 @@ def gpt2(tmp_path_factory):
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def ada(hub, monkeypatch):
-    """The server of a Hub that knows ada, who is logged in."""
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    return hub.server
 
 
 # ---- Browsers ------------------------------------------------------------------------------------------------------

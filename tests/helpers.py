@@ -1,4 +1,4 @@
-"""What tests of several rooms share: the toy text and models, running commands, processes, peers' files."""
+"""What several test files share: the toy text and models, running commands, processes, files of other programs."""
 
 import functools
 import json
@@ -27,13 +27,9 @@ from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_t
 
 
 ROOT = Path(__file__).parent.parent
-
-
 TEXT = "".join(
     f"{i} green bottles standing on the wall,\nand if one should fall: {i - 1}!\n" for i in range(300, 0, -1)
 )
-
-
 # What a run leaves at the top of its folder, and a push publishes.
 FOLDER_FILES = {
     "README.md",
@@ -48,12 +44,8 @@ FOLDER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-
-
 # Every architecture among the presets; modern-10m and modern-124m differ from modern-1m in size only.
 ARCHITECTURES = ["classic-10m", "nanogpt-10m", "gpt2-124m", "modern-1m"]
-
-
 TINY = {
     "vocab_size": 65,
     "hidden_size": 32,
@@ -69,13 +61,10 @@ TINY = {
 
 
 def tiny_config(preset: str, **overrides):
-
     return GPTLiteConfig.from_preset(preset, **{**TINY, **overrides})
 
 
 def tiny_model(preset: str, seed: int = 0, **overrides):
-    import torch
-
     torch.manual_seed(seed)
     return GPTLiteForCausalLM(tiny_config(preset, **overrides)).eval()
 
@@ -277,8 +266,6 @@ def save_nanogpt(folder, tokens=None, **checkpoint):
 
 
 IDS = encode_corpus(TEXT, build_char_tokenizer(TEXT))
-
-
 CUT = int(0.9 * len(IDS))
 
 

@@ -11,10 +11,10 @@ from modeling_gptlite.runs.card import render_card
 from modeling_gptlite.runs.record import RecordError, read_run
 
 
-def test_the_card_is_valid_and_tells_what_was_measured(trained, ada, capsys):
+def test_the_card_is_valid_and_tells_what_was_measured(trained, hub, capsys):
     push(trained, capsys=capsys)
-    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
-    assert [request.status for request in ada.seen("POST", "/api/validate-yaml")] == [200]  # sent by the client
+    card = ModelCard(hub.repo(REPO).files()["README.md"].decode())
+    assert [request.status for request in hub.seen("POST", "/api/validate-yaml")] == [200]  # sent by the client
     results = json.loads((trained / "run.json").read_text())["results"]
     assert card.data.tags == ["gptlite", "custom_code"]
     assert (card.data.license, card.data.language, card.data.model_name) == ("cc0-1.0", "en", "bottles")
@@ -26,19 +26,19 @@ def test_the_card_is_valid_and_tells_what_was_measured(trained, ada, capsys):
 
 
 @pytest.mark.parametrize("kind", ["gptlite", "native"])
-def test_the_cards_usage_block_runs_as_it_stands(kind, trained, ada, tmp_path, capsys):
+def test_the_cards_usage_block_runs_as_it_stands(kind, trained, hub, tmp_path, capsys):
     push(trained, f"--as={kind}", capsys=capsys)
-    card = ada.repo(REPO).files()["README.md"].decode()
+    card = hub.repo(REPO).files()["README.md"].decode()
     (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert ("trust_remote_code" in block) == (kind == "gptlite")
     assert run_python(block, tmp_path).strip()
 
 
-def test_a_model_tuned_from_the_hub_names_its_base_and_carries_its_own_code(trained, text_file, ada, tmp_path, capsys):
+def test_a_model_tuned_from_the_hub_names_its_base_and_carries_its_own_code(trained, text_file, hub, tmp_path, capsys):
     push(trained, capsys=capsys)
     train_tiny(text_file, tmp_path / "tuned", f"--model_name_or_path={REPO}")
     push(tmp_path / "tuned", repo_id="ada/tuned", capsys=capsys)
-    files = ada.repo("ada/tuned").files()
+    files = hub.repo("ada/tuned").files()
     assert ModelCard(files["README.md"].decode()).data.base_model == REPO
     assert REPO not in files["config.json"].decode()
     assert {"configuration_gptlite.py", "modeling_gptlite.py"} <= files.keys()

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import urllib.request
 
 import pytest
 import torch
-from helpers import ANSWERS, ROOT, TALKS, TEXT, run_python, write_rows
+from helpers import ANSWERS, ROOT, TALKS, TEXT, free_port, run_python, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
@@ -112,16 +111,16 @@ def server(talking, tmp_path_factory):
     """`transformers serve`, which takes transformers' own classes only, in a process of its own: address and model."""
     for name in ("openai", "uvicorn", "fastapi"):
         pytest.importorskip(name)
-    place = tmp_path_factory.mktemp("server")
-    to_native(AutoModelForCausalLM.from_pretrained(talking)).save_pretrained(place / "native")
-    AutoTokenizer.from_pretrained(talking).save_pretrained(place / "native")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", str(place / "native")]
+    folder = tmp_path_factory.mktemp("server")
+    to_native(AutoModelForCausalLM.from_pretrained(talking)).save_pretrained(folder / "native")
+    AutoTokenizer.from_pretrained(talking).save_pretrained(folder / "native")
+    port = free_port()
+    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", str(folder / "native")]
     command += ["--device=cpu", "--host=127.0.0.1", f"--port={port}"]
-    with open(place / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, env=os.environ | {"HF_HOME": str(place)})
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"HF_HOME": str(folder)}
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -129,9 +128,9 @@ def server(talking, tmp_path_factory):
                 urllib.request.urlopen(f"{address}/health", timeout=5).read()
                 break
             except OSError:
-                assert process.poll() is None, (place / "log").read_text()
+                assert process.poll() is None, (folder / "log").read_text()
                 time.sleep(0.2)
-        yield address, str(place / "native")
+        yield address, str(folder / "native")
     finally:
         process.terminate()
         process.wait()

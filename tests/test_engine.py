@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_works(folder):
     assert_close(logits(load_fast(folder, int8=False)), logits(load_saved(folder)[0]), atol=1e-5, rtol=1e-5)
 
 
-def test_the_graph_of_a_repository_is_kept_outside_of_the_hubs_cache(trained, ada, capsys):
+def test_the_graph_of_a_repository_is_kept_outside_of_the_hubs_cache(trained, hub, capsys):
     push(trained, capsys=capsys)
     fast = load_fast(REPO, int8=False)
     assert_close(logits(fast), logits(load_saved(trained)[0]), atol=1e-5, rtol=1e-5)

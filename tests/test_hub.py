@@ -32,35 +32,35 @@ from tokenization import build_char_tokenizer
 # ---- What a push publishes -------------------------------------------------------------------------------------------
 
 
-def test_a_push_is_one_commit_of_exactly_the_files_that_loading_needs(trained, ada, capsys):
+def test_a_push_is_one_commit_of_exactly_the_files_that_loading_needs(trained, hub, capsys):
     push(trained, capsys=capsys)
-    assert published(ada) == FOLDER_FILES
-    assert len(commits(ada)) == 1
-    config = json.loads(ada.repo(REPO).files()["config.json"])
-    tokenizer = json.loads(ada.repo(REPO).files()["tokenizer_config.json"])
+    assert published(hub) == FOLDER_FILES
+    assert len(commits(hub)) == 1
+    config = json.loads(hub.repo(REPO).files()["config.json"])
+    tokenizer = json.loads(hub.repo(REPO).files()["tokenizer_config.json"])
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows it, too
     heads = {f"AutoModelFor{head}" for head in ("SequenceClassification", "TokenClassification", "QuestionAnswering")}
     assert config["auto_map"].keys() == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} | heads
 
 
-def test_a_repeated_push_makes_no_commit(trained, ada, capsys):
+def test_a_repeated_push_makes_no_commit(trained, hub, capsys):
     push(trained, capsys=capsys)
     push(trained, capsys=capsys)
-    assert len(commits(ada)) == 1
+    assert len(commits(hub)) == 1
 
 
-def test_secrets_and_places_stay_at_home(trained, ada, tmp_path, capsys):
+def test_secrets_and_places_stay_at_home(trained, hub, tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(trained, folder)
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "pytorch_model.bin", "train.log", ".env"):
         (folder / name).write_bytes(b"hf_ada")
     push(folder, "--verbose", capsys=capsys)
-    assert published(ada) == FOLDER_FILES
-    for name, content in ada.repo(REPO).files().items():
+    assert published(hub) == FOLDER_FILES
+    for name, content in hub.repo(REPO).files().items():
         assert not any(secret in content for secret in (b"hf_ada", str(tmp_path).encode())), name
 
 
-def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, ada, tmp_path, capsys):
+def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, hub, tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(trained, folder)
     (folder / "generation_config.json").write_text(json.dumps({"from": f"{folder}/somewhere"}))
@@ -73,18 +73,18 @@ def test_a_path_of_this_machine_in_a_published_file_is_refused(trained, ada, tmp
     )
 
 
-def test_a_folder_of_save_pretrained_can_be_pushed(ada, tmp_path, capsys):
+def test_a_folder_of_save_pretrained_can_be_pushed(hub, tmp_path, capsys):
     tiny_model("modern-1m").save_pretrained(tmp_path / "model")
     build_char_tokenizer("abc").save_pretrained(tmp_path / "model")
     push(tmp_path / "model", capsys=capsys)
-    card = ModelCard(ada.repo(REPO).files()["README.md"].decode())
+    card = ModelCard(hub.repo(REPO).files()["README.md"].decode())
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
 
 
-def test_the_models_own_push_to_hub_publishes_what_loads(ada, tmp_path):
+def test_the_models_own_push_to_hub_publishes_what_loads(hub, tmp_path):
     tiny_model("classic-10m").push_to_hub(REPO)
     build_char_tokenizer(TEXT).push_to_hub(REPO)
-    assert {"configuration_gptlite.py", "modeling_gptlite.py", "tokenizer.json"} <= published(ada)
+    assert {"configuration_gptlite.py", "modeling_gptlite.py", "tokenizer.json"} <= published(hub)
     run_python(
         f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({REPO!r}, trust_remote_code=True)",
         tmp_path,
@@ -94,10 +94,10 @@ def test_the_models_own_push_to_hub_publishes_what_loads(ada, tmp_path):
 # ---- Loading back ---------------------------------------------------------------------------------------------------
 
 
-def test_every_loader_gives_the_same_model_from_an_empty_cache(trained, ada, tmp_path, capsys):
+def test_every_loader_gives_the_same_model_from_an_empty_cache(trained, hub, tmp_path, capsys):
     push(trained, capsys=capsys)
     torch.save(saved_logits(trained), tmp_path / "logits.pt")
-    sha = commits(ada)[0].oid
+    sha = commits(hub)[0].oid
     run_python(
         f"""
 import os, sys, torch
@@ -137,11 +137,11 @@ with torch.no_grad():
     logits = AutoModelForCausalLM.from_pretrained({REPO!r}, trust_remote_code=True)(**inputs).logits
 assert torch.equal(logits, torch.load("logits.pt"))
 """
-    ada.stop()
+    hub.stop()
     run_python(offline, tmp_path, HF_HUB_OFFLINE="1")
 
 
-def test_a_model_in_a_subfolder_loads_with_the_code_at_the_root(trained, ada, tmp_path, capsys):
+def test_a_model_in_a_subfolder_loads_with_the_code_at_the_root(trained, hub, tmp_path, capsys):
     push(trained, capsys=capsys)
     tiny_model("modern-1m").save_pretrained(tmp_path / "small")
     HfApi().upload_folder(repo_id=REPO, folder_path=tmp_path / "small", path_in_repo="small")
@@ -149,7 +149,7 @@ def test_a_model_in_a_subfolder_loads_with_the_code_at_the_root(trained, ada, tm
     run_python(f"from transformers import AutoModelForCausalLM as m; assert {code}.config.hidden_size == 32", tmp_path)
 
 
-def test_without_trust_the_flag_is_named(trained, ada, tmp_path, capsys):
+def test_without_trust_the_flag_is_named(trained, hub, tmp_path, capsys):
     push(trained, capsys=capsys)
     printed = run_python(
         f"""
@@ -167,16 +167,16 @@ except ValueError as error:
 # ---- While training -------------------------------------------------------------------------------------------------
 
 
-def test_pushes_during_training_load_and_carry_the_card(text_file, ada, tmp_path):
+def test_pushes_during_training_load_and_carry_the_card(text_file, hub, tmp_path):
     flags = ["--push_to_hub=true", f"--hub_model_id={REPO}", "--hub_always_push=true"]
     train_tiny(text_file, tmp_path / "run", *flags)
-    log = commits(ada)
+    log = commits(hub)
     assert log[0].title == "End of training"
     assert any(commit.title.startswith("Training in progress, step") for commit in log)
     for commit in log:
-        names = set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"}
+        names = set(hub.repo(REPO).files(commit.oid)) - {".gitattributes"}
         assert names == (FOLDER_FILES if commit is log[0] else FOLDER_FILES - {"loss.png", "run.json", "samples.md"})
-        card = ModelCard(ada.repo(REPO).files(commit.oid)["README.md"].decode())
+        card = ModelCard(hub.repo(REPO).files(commit.oid)["README.md"].decode())
         assert card.data.pipeline_tag == "text-generation"
         (step,) = re.findall(r"those of step (\d+)", card.text)
         assert commit is log[0] or commit.title.endswith(f"step {step}")
@@ -190,7 +190,7 @@ for sha in {[commit.oid for commit in log]!r}:
     )
 
 
-def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
+def test_a_trainer_of_ones_own_pushes_from_python(text_file, hub, tmp_path):
     from modeling_gptlite.data.windows import RandomWindows
     from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
     from tokenization import encode_corpus
@@ -209,8 +209,8 @@ def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
     trainer = CausalLMTrainer(tiny_model("modern-1m"), args, train_dataset=windows, processing_class=tokenizer)
     trainer.train()
     trainer.push_to_hub()
-    for commit in commits(ada):
-        assert set(ada.repo(REPO).files(commit.oid)) - {".gitattributes"} == FOLDER_FILES - {
+    for commit in commits(hub):
+        assert set(hub.repo(REPO).files(commit.oid)) - {".gitattributes"} == FOLDER_FILES - {
             "loss.png",
             "run.json",
             "samples.md",
@@ -231,7 +231,7 @@ def test_a_trainer_of_ones_own_pushes_from_python(text_file, ada, tmp_path):
     ids=lambda fault: f"{fault.kind} {fault.method}",
 )
 def test_a_push_that_breaks_off_leaves_the_old_commit_and_can_be_repeated(
-    fault, trained, ada, tmp_path, capsys, monkeypatch
+    fault, trained, hub, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's retries
     folder = tmp_path / "model"
@@ -241,14 +241,14 @@ def test_a_push_that_breaks_off_leaves_the_old_commit_and_can_be_repeated(
     with torch.no_grad():
         tiny.lm_head.weight += 1
     tiny.save_pretrained(folder)
-    ada.faults.append(fault)
+    hub.faults.append(fault)
     argv = (f"--model={folder}", f"--repo_id={REPO}")
     refused(push_to_hub.main, *argv, capsys=capsys, told=["run the command again"])
-    assert len(commits(ada)) == (2 if fault.kind == "drop_after_commit" else 1)
-    ada.faults.clear()
+    assert len(commits(hub)) == (2 if fault.kind == "drop_after_commit" else 1)
+    hub.faults.clear()
     push(folder, capsys=capsys)
-    assert len(commits(ada)) == 2
-    assert ada.repo(REPO).files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert len(commits(hub)) == 2
+    assert hub.repo(REPO).files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,11 @@ def test_a_refusal_of_the_hub_is_one_line_that_says_what_to_do(token, repo_id, t
         push_to_hub.main, f"--model={trained}", f"--repo_id={repo_id}", "--verbose", capsys=capsys, told=[told]
     )
     assert not token or token not in err
-    assert not hub.server.repositories
+    assert not hub.repositories
 
 
-def test_no_network_is_told_in_one_line(trained, ada, capsys):
-    ada.stop()
+def test_no_network_is_told_in_one_line(trained, hub, capsys):
+    hub.stop()
     refused(push_to_hub.main, f"--model={trained}", f"--repo_id={REPO}", capsys=capsys, told=["cannot be reached"])
 
 
@@ -285,12 +285,12 @@ def test_no_network_is_told_in_one_line(trained, ada, capsys):
         (["--visibility=private"], ["--visibility"]),
     ],
 )
-def test_a_mistake_is_refused_before_anything_is_sent(argv, told, trained, ada, capsys):
+def test_a_mistake_is_refused_before_anything_is_sent(argv, told, trained, hub, capsys):
     refused(push_to_hub.main, f"--model={trained}", f"--repo_id={REPO}", *argv, capsys=capsys, told=told)
-    assert not ada.requests
+    assert not hub.requests
 
 
-def test_a_folder_without_weights_is_refused(trained, ada, tmp_path, capsys):
+def test_a_folder_without_weights_is_refused(trained, hub, tmp_path, capsys):
     shutil.copyfile(trained / "config.json", tmp_path / "config.json")
     refused(push_to_hub.main, f"--model={tmp_path}", f"--repo_id={REPO}", capsys=capsys, told=["model.safetensors"])
 
@@ -319,14 +319,14 @@ def test_a_link_within_the_folder_is_followed(copied):
     assert published_files(copied)["copy.png"].read_bytes() == (copied / "loss.png").read_bytes()
 
 
-def test_a_snapshot_in_the_cache_of_the_hub_can_be_pushed(trained, ada, capsys):
+def test_a_snapshot_in_the_cache_of_the_hub_can_be_pushed(trained, hub, capsys):
     push(trained, capsys=capsys)
     snapshot = snapshot_download(REPO)
     push(snapshot, repo_id="ada/again", capsys=capsys)
-    assert published(ada, "ada/again") == FOLDER_FILES
+    assert published(hub, "ada/again") == FOLDER_FILES
 
 
-def test_a_link_to_the_blob_of_another_repository_is_refused(trained, ada, tmp_path, capsys):
+def test_a_link_to_the_blob_of_another_repository_is_refused(trained, hub, tmp_path, capsys):
     push(trained, capsys=capsys)
     push(trained, repo_id="ada/private", capsys=capsys)
     snapshot, other = Path(snapshot_download(REPO)), Path(snapshot_download("ada/private"))
@@ -357,7 +357,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(name, change, message,
         published_files(copied)
 
 
-def test_a_card_whose_metadata_the_hub_rejects_is_refused_in_one_line(copied, ada, capsys):
+def test_a_card_whose_metadata_the_hub_rejects_is_refused_in_one_line(copied, hub, capsys):
     (copied / "run.json").unlink()
     (copied / "README.md").write_text("---\nlicense: mit\nlicense: mit\n---\n")
     refused(push_to_hub.main, f"--model={copied}", f"--repo_id={REPO}", capsys=capsys, told=["README.md", "duplicated"])

@@ -8,82 +8,50 @@ from helpers import ROOT
 
 
 STDLIB = set(sys.stdlib_module_names) | {"pydoc_data"}
-HUB_FILES = {"configuration_gptlite", "modeling_gptlite"}
-# Each room: its files, the packages that it may import, and the other rooms.
-ROOMS = {
-    "configuration_gptlite": ("modeling_gptlite/configuration_gptlite.py", {"transformers", "huggingface_hub"}, set()),
-    "modeling_gptlite": (
-        "modeling_gptlite/modeling_gptlite.py",
-        {"torch", "transformers"},
-        {"configuration_gptlite"},
-    ),
-    "package": ("modeling_gptlite/__init__.py", {"transformers"}, HUB_FILES),
-    "decoding": ("modeling_gptlite/decoding.py", {"torch", "transformers"}, HUB_FILES),
-    "errors": ("modeling_gptlite/errors.py", set(), set()),
-    "files": ("modeling_gptlite/files.py", set(), {"errors"}),
+HUB_FILES = "configuration_gptlite modeling_gptlite"
+# Each layer: its files, the packages that it may import, and the layers, all of them further up in this table.
+LAYERS = {
+    "configuration_gptlite": ("modeling_gptlite/configuration_gptlite.py", "huggingface_hub transformers", ""),
+    "modeling_gptlite": ("modeling_gptlite/modeling_gptlite.py", "torch transformers", "configuration_gptlite"),
+    "package": ("modeling_gptlite/__init__.py", "transformers", HUB_FILES),
+    "decoding": ("modeling_gptlite/decoding.py", "torch transformers", ""),
+    "errors": ("modeling_gptlite/errors.py", "", ""),
+    "files": ("modeling_gptlite/files.py", "", "errors"),
+    "hub": ("modeling_gptlite/hub.py", "huggingface_hub", "errors"),
     "loading": (
         "modeling_gptlite/loading.py",
-        {"huggingface_hub", "safetensors", "torch", "transformers"},
-        {*HUB_FILES, "errors", "files", "hub", "package"},
+        "huggingface_hub safetensors torch transformers",
+        "errors files hub package",
     ),
-    "hub": ("modeling_gptlite/hub.py", {"huggingface_hub"}, {"errors"}),
-    "tokenization": ("tokenization/*.py", {"tokenizers", "transformers", "numpy"}, set()),
-    "data": (
-        "modeling_gptlite/data/*.py",
-        {"datasets", "numpy", "torch", "transformers"},
-        {"errors", "files", "tokenization"},
-    ),
+    "tokenization": ("tokenization/*.py", "numpy tokenizers transformers", ""),
+    "data": ("modeling_gptlite/data/*.py", "datasets numpy torch transformers", "errors files tokenization"),
     "training": (
         "modeling_gptlite/training/*.py",
-        {"accelerate", "filelock", "huggingface_hub", "numpy", "peft", "sacrebleu", "safetensors"}
-        | {"torch", "transformers"},
-        {"data", "decoding", "errors", "files", "hub"},
+        "accelerate filelock huggingface_hub numpy sacrebleu safetensors torch transformers",
+        "data decoding errors files hub",
     ),
     "interchange": (
         "modeling_gptlite/interchange/*.py",
-        {"gguf", "llama_cpp", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"} | {"torch", "transformers"},
-        {*HUB_FILES, "errors", "files", "loading", "tokenization"},
+        "gguf llama_cpp onnx onnx_ir onnxruntime onnxscript torch transformers",
+        f"{HUB_FILES} errors files loading tokenization",
     ),
     "page": (
         "modeling_gptlite/page/*.py",
-        {"gradio", "huggingface_hub", "torch", "transformers"},
-        {"decoding", "errors", "files", "interchange", "loading", "package"},
+        "gradio huggingface_hub torch transformers",
+        "decoding errors files interchange loading",
     ),
     "engine": (
         "modeling_gptlite/engine/*.py",
-        {"huggingface_hub", "numpy", "onnx", "onnxruntime", "torch", "transformers"},
-        {*HUB_FILES, "errors", "files", "interchange", "loading"},
+        "huggingface_hub numpy onnx onnxruntime torch transformers",
+        f"{HUB_FILES} errors files interchange loading",
     ),
     "runs": (
         "modeling_gptlite/runs/*.py",
-        {
-            "accelerate",
-            "huggingface_hub",
-            "jinja2",
-            "matplotlib",
-            "numpy",
-            "sacrebleu",
-            "safetensors",
-            "torch",
-            "transformers",
-            "yaml",
-        },
-        {
-            *HUB_FILES,
-            "data",
-            "decoding",
-            "engine",
-            "errors",
-            "files",
-            "hub",
-            "interchange",
-            "loading",
-            "package",
-            "tokenization",
-            "training",
-        },
+        "accelerate huggingface_hub jinja2 matplotlib numpy peft sacrebleu torch transformers yaml",
+        "data decoding engine errors files hub interchange loading package tokenization training",
     ),
 }
+FILES = [(layer, path) for layer, (files, *_) in LAYERS.items() for path in sorted(ROOT.glob(files))]
 
 
 def imports(path):
@@ -98,26 +66,31 @@ def imports(path):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def room_of(module: str) -> str:
-    """The room that a module of ours lies in, or the package of another."""
+def layer_of(module: str) -> str:
+    """The layer that contains a module of this repository, or the package that contains another."""
     top, *rest = module.split(".")
     if top != "modeling_gptlite":
         return top
-    return rest[0] if rest and rest[0] in ROOMS else "package"
+    return rest[0] if rest and rest[0] in LAYERS else "package"
 
 
-FILES = [(room, path) for room, (pattern, _, _) in ROOMS.items() for path in sorted(ROOT.glob(pattern))]
+@pytest.mark.parametrize(("layer", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES])
+def test_a_module_imports_only_what_its_layer_may(layer, path):
+    _, packages, layers = LAYERS[layer]
+    found = {layer_of(module) for module in imports(path)} - STDLIB - {layer}
+    assert found <= {*packages.split(), *layers.split()}
 
 
-@pytest.mark.parametrize(("room", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES])
-def test_a_module_imports_only_what_its_room_may(room, path):
-    _, packages, rooms = ROOMS[room]
-    assert {room_of(module) for module in imports(path)} - STDLIB <= packages | rooms | {room}
+def test_a_layer_imports_only_layers_above_it():
+    above = set()
+    for layer, (_, _, layers) in LAYERS.items():
+        assert set(layers.split()) <= above, layer
+        above.add(layer)
 
 
-def test_every_module_lies_in_a_room():
-    files = {*ROOT.glob("modeling_gptlite/**/*.py"), *ROOT.glob("tokenization/**/*.py")}
-    assert files == {path for _, path in FILES}
+def test_every_module_belongs_to_one_layer():
+    files = [*ROOT.glob("modeling_gptlite/**/*.py"), *ROOT.glob("tokenization/**/*.py")]
+    assert sorted(files) == sorted(path for _, path in FILES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("[!_]*.py")), ids=lambda path: path.name)

@@ -97,12 +97,11 @@ def test_a_resumed_lora_run_ends_with_the_same_weights(trained, adapter, text_fi
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
-def test_an_adapter_of_a_published_model_is_published(trained, text_file, hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+def test_an_adapter_of_a_published_model_is_published(trained, text_file, hub, tmp_path, capsys):
     assert call(push_to_hub.main, f"--model={trained}", "--repo_id=ada/base", capsys=capsys)[0] == 0
     train_lora(text_file, tmp_path / "run", "ada/base")
     assert call(push_to_hub.main, f"--model={tmp_path / 'run'}", "--repo_id=ada/lora", capsys=capsys)[0] == 0
-    files = hub.server.repo("ada/lora").files()
+    files = hub.repo("ada/lora").files()
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "tokenizer.json"} <= files.keys()
     assert not {"config.json", "model.safetensors"} & files.keys()
     card = files["README.md"].decode()
@@ -112,12 +111,11 @@ def test_an_adapter_of_a_published_model_is_published(trained, text_file, hub, t
     assert text.startswith("12 green")
 
 
-def test_an_adapter_of_a_model_on_this_machine_is_not_published(adapter, hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+def test_an_adapter_of_a_model_on_this_machine_is_not_published(adapter, hub, capsys):
     argv = [f"--model={adapter}", "--repo_id=ada/lora"]
     refused(push_to_hub.main, *argv, capsys=capsys, told=["adapter", "publish that model", "merge"])
     refused(push_to_hub.main, *argv, "--as=native", capsys=capsys, told=["adapter", "merge"])
-    assert not hub.server.repositories
+    assert not hub.repositories
 
 
 LORA_MISTAKES = {

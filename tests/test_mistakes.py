@@ -15,6 +15,16 @@ def folder(tmp_path_factory, trained):
     tmp_path = tmp_path_factory.mktemp("mistakes")
     shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     (tmp_path / "good.txt").write_text("all work and no play\n" * 100)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait" * 100)
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "empty_folder").mkdir()
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "train.jsonl").write_text('{"title": "a", "story": "b"}\n' * 50)
+    (tmp_path / "typo.yaml").write_text("learning_rat: 0.1\n")
+    (tmp_path / "list.yaml").write_text("- preset\n")
+    (tmp_path / "broken.yaml").write_text("preset: [\n")
+    (tmp_path / "word.yaml").write_text("learning_rate: many\n")
     (tmp_path / "utf16.txt").write_text("all work and no play\n" * 100, encoding="utf-16")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "one.txt").write_text("x")
@@ -39,7 +49,7 @@ def folder(tmp_path_factory, trained):
 
 
 @pytest.fixture
-def place(folder, monkeypatch):
+def cwd(folder, monkeypatch):
     monkeypatch.chdir(folder)
     return folder
 
@@ -105,6 +115,43 @@ BROKEN_MODELS = {
 }
 
 TRAIN = {
+    "missing file": (["--train_file=nowhere.txt"], ["nowhere.txt"]),
+    "empty file": (["--train_file=empty.txt"], ["empty.txt is empty"]),
+    "folder without text": (["--train_file=empty_folder"], ["no .txt file", "empty_folder"]),
+    "not UTF-8": (["--train_file=latin.txt"], ["latin.txt is not UTF-8", "0xe9", "offset 3"]),
+    "too short": (["--train_file=short.txt"], ["8 tokens", "129"]),
+    "no network": (["--dataset=someone/books"], ["someone/books"]),
+    "no such column": (["--dataset=stories", "--text_column=text"], ["'text'", "title", "story"]),
+    "file and data set": (["--train_file=good.txt", "--dataset=stories"], ["--train_file", "--dataset"]),
+    "unknown preset": (["--train_file=good.txt", "--preset=modern-1"], ["modern-1", "did you mean 'modern-1m'"]),
+    "unknown flag": (["--train_file=good.txt", "--max_step=3"], ["--max_step", "max_steps"]),
+    "unknown recipe key": (["--config=typo.yaml"], ["learning_rat", "typo.yaml", "learning_rate"]),
+    "no recipe": (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+    "no path of a recipe": (["--config"], ["--config"]),
+    "recipe is a list": (["--config=list.yaml"], ["list.yaml"]),
+    "recipe is no YAML": (["--config=broken.yaml"], ["broken.yaml"]),
+    "recipe value": (["--config=word.yaml"], ["learning_rate", "many"]),
+    "flag value": (["--max_steps=many"], ["max_steps", "many"]),
+    "unknown optimizer": (["--optimizer=sgd"], ["optimizer", "sgd", "muon"]),
+    "heads do not divide": (
+        ["--train_file=good.txt", '--model_overrides={"hidden_size": 100, "num_attention_heads": 7}'],
+        ["hidden_size", "100", "num_attention_heads", "7"],
+    ),
+    "misspelt field": (
+        ["--train_file=good.txt", '--model_overrides={"hiden_size": 64}'],
+        ["hiden_size", "did you mean 'hidden_size'"],
+    ),
+    "wrong type": (["--train_file=good.txt", '--model_overrides={"hidden_size": "64"}'], ["hidden_size", "int"]),
+    "not JSON": (["--train_file=good.txt", "--model_overrides=hidden_size"], ["--model_overrides", "JSON"]),
+    "context too long": (["--train_file=good.txt", "--context_length=999"], ["--context_length", "128", "999"]),
+    "pieces of the context": (["--train_file=good.txt", "--short_context=5"], ["--short_context", "128", "5"]),
+    "no pieces": (["--train_file=good.txt", "--short_context=0"], ["short_context", "at least 1"]),
+    "validation fraction": (["--train_file=good.txt", "--validation_fraction=1.5"], ["between 0 and 1", "1.5"]),
+    "nothing to resume": (["--train_file=good.txt", "--resume_from_checkpoint=true"], ["no checkpoint"]),
+    "no such model": (["--train_file=good.txt", "--model_name_or_path=empty_folder"], ["empty_folder"]),
+    "no such tokenizer": (["--train_file=good.txt", "--tokenizer=empty_folder"], ["empty_folder"]),
+    "BPE too small": (["--train_file=good.txt", "--tokenizer=bpe", "--vocab_size=99"], ["259", "99"]),
+    "checkpoints out of step": (["--train_file=good.txt", "--eval_steps=3", "--save_steps=4"], ["3", "4"]),
     "UTF-16": (["--train_file=utf16.txt"], ["utf16.txt is not UTF-8", "0xff"]),
     "binary": (["--train_file=binary.txt"], ["binary.txt is not UTF-8", "0x80"]),
     "one character": (["--train_file=one.txt"], ["0 tokens"]),
@@ -169,11 +216,11 @@ TRAIN = {
 
 
 @pytest.mark.parametrize(("argv", "told"), TRAIN.values(), ids=TRAIN)
-def test_train_refuses(argv, told, place, capsys):
-    before = files(place)
+def test_train_refuses(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(train.main, "--output_dir=out", "--max_steps=1", *argv, capsys=capsys, told=told)
-    assert files(place) == before
-    assert not (place / "executed").exists()
+    assert files(cwd) == before
+    assert not (cwd / "executed").exists()
 
 
 GENERATE = {
@@ -192,10 +239,10 @@ GENERATE = {
 
 
 @pytest.mark.parametrize(("argv", "told"), GENERATE.values(), ids=GENERATE)
-def test_generate_refuses(argv, told, place, capsys):
-    before = files(place)
+def test_generate_refuses(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(generate.main, *argv, capsys=capsys, told=told)
-    assert files(place) == before
+    assert files(cwd) == before
 
 
 PUSH = {
@@ -210,17 +257,17 @@ PUSH = {
 
 
 @pytest.mark.parametrize(("argv", "told"), PUSH.values(), ids=PUSH)
-def test_push_to_hub_refuses(argv, told, place, capsys):
-    before = files(place)
+def test_push_to_hub_refuses(argv, told, cwd, capsys):
+    before = files(cwd)
     refused(push_to_hub.main, *argv, capsys=capsys, told=told)
-    assert files(place) == before
+    assert files(cwd) == before
 
 
 # ---- Hostile files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["model", "tokenizer", "known type"])
-def test_the_code_that_comes_with_a_model_is_not_run(kind, place, tmp_path, monkeypatch, capsys):
+def test_the_code_that_comes_with_a_model_is_not_run(kind, cwd, tmp_path, monkeypatch, capsys):
     evil = tmp_path / "evil"
     shutil.copytree("model", evil)
     monkeypatch.chdir(tmp_path)

@@ -88,6 +88,6 @@ def test_it_is_known_as_finished_and_left_alone(old, capsys):
     assert files(old) == before
 
 
-def test_it_can_be_pushed(old, ada, capsys):
+def test_it_can_be_pushed(old, hub, capsys):
     push(old / "run", capsys=capsys)
-    assert published(ada) == FOLDER_FILES
+    assert published(hub) == FOLDER_FILES

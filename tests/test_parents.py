@@ -100,7 +100,7 @@ def test_no_other_private_name_is_used():
 
 
 @pytest.mark.parametrize("renamed", [(), ("_save_checkpoint", "_load_best_model"), ("save_model", "evaluation_loop")])
-def test_the_trainers_own_upload_never_runs_whatever_is_renamed(renamed, ada, tmp_path, monkeypatch):
+def test_the_trainers_own_upload_never_runs_whatever_is_renamed(renamed, hub, tmp_path, monkeypatch):
     """It includes `training_args.bin`: a pickle with the token in it."""
     for name in renamed:
         monkeypatch.delattr(CausalLMTrainer, name)
@@ -110,11 +110,11 @@ def test_the_trainers_own_upload_never_runs_whatever_is_renamed(renamed, ada, tm
     trainer = trainer_for(tiny_model("modern-1m"), tmp_path / "run", **pushing, **saving)
     trainer.train()
     trainer.push_to_hub()
-    for commit in commits(ada):
-        names = ada.repo(REPO).files(commit.oid)
+    for commit in commits(hub):
+        names = hub.repo(REPO).files(commit.oid)
         assert "training_args.bin" not in names
         assert not any(b"hf_ada" in content for content in names.values())
-    assert len(commits(ada)) == (1 if "_save_checkpoint" in renamed else 4)
+    assert len(commits(hub)) == (1 if "_save_checkpoint" in renamed else 4)
 
 
 def test_there_is_a_keyword_that_the_page_counts_on():

@@ -71,7 +71,7 @@ def module_of(command: list[str]) -> tuple[str, list[str]]:
 
 
 @pytest.fixture
-def place(tmp_path, trained, talking, monkeypatch):
+def cwd(tmp_path, trained, talking, monkeypatch):
     """A folder in which the README's names exist."""
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "tuned", "finetune_text", "finetune_instructions"):
@@ -93,28 +93,21 @@ def place(tmp_path, trained, talking, monkeypatch):
     return tmp_path
 
 
-def make_models(place):
+def make_models(cwd):
     """Those that docs/export.md converts."""
     tokenizer = build_char_tokenizer(TEXT, special_tokens=False)
-    save_nanogpt(place / "out-shakespeare-char", sorted(tokenizer.vocab))
-    (place / "data" / "shakespeare_char").mkdir(parents=True)
-    (place / "out-shakespeare-char" / "meta.pkl").rename(place / "data" / "shakespeare_char" / "meta.pkl")
+    save_nanogpt(cwd / "out-shakespeare-char", sorted(tokenizer.vocab))
+    (cwd / "data" / "shakespeare_char").mkdir(parents=True)
+    (cwd / "out-shakespeare-char" / "meta.pkl").rename(cwd / "data" / "shakespeare_char" / "meta.pkl")
     model = tiny_model("nanogpt-10m", vocab_size=len(tokenizer))
     for name, saved in {"out/nanogpt_cpu": model, "my-gpt2": to_gpt2(model)}.items():
-        saved.save_pretrained(place / name)
-        tokenizer.save_pretrained(place / name)
+        saved.save_pretrained(cwd / name)
+        tokenizer.save_pretrained(cwd / name)
 
 
 @pytest.mark.parametrize("line", lines("gptlite ", "python -m scripts."))
-def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", "hf_ada")
-    for name, value in {
-        "ROMEO": "12",
-        "JULIET": "3",
-        "USER": "ada",
-        " ->": "",
-        "checkpoint-450": "checkpoint-10",
-    }.items():
+def test_a_command_of_the_pages_runs(line, cwd, hub, monkeypatch, capsys):
+    for name, value in NAMES.items():
         line = line.replace(name, value)
     module, argv = module_of(shlex.split(line))
     if "finetune_lora" in line:
@@ -123,7 +116,7 @@ def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
             train.main(["--config=recipes/finetune_lora.yaml", *QUICK])
     main = importlib.import_module(module).main
     if module == "scripts.convert":
-        make_models(place)
+        make_models(cwd)
     if "static" in line:
         pytest.importorskip("onnxscript")
     elif module == "scripts.demo":
@@ -132,7 +125,7 @@ def test_a_command_of_the_pages_runs(line, place, hub, monkeypatch, capsys):
     if "tensorboard" in argv:
         pytest.importorskip("tensorboard")
     if module == "scripts.train" and "--help" not in argv:
-        argv += [*QUICK, f"--output_dir={place / 'result'}"]
+        argv += [*QUICK, f"--output_dir={cwd / 'result'}"]
     if "--minutes" in argv:
         argv.remove("--max_steps=2")
         monkeypatch.setattr(runs_train, "time_run", lambda *_: SLOW)
@@ -176,13 +169,13 @@ def test_a_make_target_of_the_pages_exists(line):
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_a_recipe_of_the_pages_trains(block, place):
-    (place / "recipe.yaml").write_text(block)
+def test_a_recipe_of_the_pages_trains(block, cwd):
+    (cwd / "recipe.yaml").write_text(block)
     train.main(["--config=recipe.yaml", *QUICK])
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_a_block_of_the_pages_runs(block, place, monkeypatch):
+def test_a_block_of_the_pages_runs(block, cwd, monkeypatch):
     monkeypatch.setattr(configuration_gptlite, "PRESETS", dict(PRESETS))  # one of them adds a preset
     if "load_fast" in block:
         pytest.importorskip("onnxruntime")

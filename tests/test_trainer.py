@@ -97,12 +97,12 @@ def test_the_trainers_evaluation_counts_every_target_once(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_push_need_not_be_waited_for(ada, tmp_path):
+def test_a_push_need_not_be_waited_for(hub, tmp_path):
     trainer = trainer_for(tiny_model("modern-1m"), tmp_path / "run", hub_model_id=REPO)
     push = trainer.push_to_hub("Without waiting", blocking=False)
     assert isinstance(push, Future)
     assert push.result().repo_url.repo_id == REPO
-    assert commits(ada)[0].title == "Without waiting"
+    assert commits(hub)[0].title == "Without waiting"
 
 
 def test_other_causal_models_train_too(tmp_path):
