@@ -31,7 +31,7 @@ ROOMS = {
     "training": (
         "modeling_gptlite/training/*.py",
         {"accelerate", "huggingface_hub", "numpy", "peft", "sacrebleu", "safetensors", "torch", "transformers"},
-        {"data", "errors", "hub"},
+        {"data", "errors", "hub", "loading"},
     ),
     "interchange": (
         "modeling_gptlite/interchange/*.py",

@@ -20,7 +20,7 @@ from ..data.prepare import Prepared, prepare
 from ..data.sources import open_source
 from ..errors import UserError
 from ..hub import hub_errors
-from ..loading import longest_text
+from ..loading import accept_older_transformers, longest_text
 from ..training import hardware, metrics
 from ..training.arguments import CausalLMTrainingArguments, check_arguments
 from ..training.callbacks import (
@@ -354,6 +354,7 @@ class Run:
             model.save_pretrained(output_dir)
             model.generation_config.save_pretrained(output_dir)  # which an adapter does not save
             self.tokenizer.save_pretrained(output_dir)
+            accept_older_transformers(output_dir)
             levels = published_levels(self.facts["data"])
             plot_run(state.log_history, self.tokens_per_step, output_dir.name, output_dir / "loss.png", levels)
             if sample:
