@@ -52,7 +52,7 @@ def answer(folder: str, is_native: bool) -> dict:
     with torch.no_grad():
         return {
             "logits": model(**one).logits,
-            "padded logits": model(**batch).logits,
+            "padded logits": model(**batch).logits[batch["attention_mask"] == 1],
             "loss": model(**one, labels=one["input_ids"]).loss,
             "tokens": model.generate(**one, **settings),
             "uncached tokens": model.generate(**one, **settings, use_cache=False),
