@@ -11,7 +11,7 @@ import transformers
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):
     raise ImportError(
         f"the package gptlite needs transformers>=5.17,<6, and {transformers.__version__} is installed; "
-        "pip install 'transformers>=5.17,<6', or load its models without it, with trust_remote_code=True"
+        "pip install 'transformers>=5.17,<6', or load its models without the package"
     )
 
 from transformers import (
