@@ -5,7 +5,7 @@
 # make floor    run all tests with the oldest transformers that pyproject.toml allows
 # make newest   run all tests with the newest packages that pyproject.toml allows
 # make fuzz     run the fuzz tests with new random examples for FUZZ_MINUTES (10)
-# make matrix   load a saved folder under the oldest, a middle and the newest transformers of the package registry
+# make matrix   load saved folders under the releases of transformers from 4.51 (exports) or 5.4 to the newest
 # make golden   compare the golden runs with their records; UPDATE=1 writes the record for this kind of CPU
 
 PYTHON ?= python3

@@ -1,15 +1,17 @@
-"""Is a saved folder loaded, without this package, by every supported transformers, and to the same logits?
+"""Is a saved folder loaded, without this package, by every release of transformers that it should be, and equally?
 
-    python -m benchmarks.matrix                  oldest, middle and newest supported release, and two unsupported ones
+    python -m benchmarks.matrix                  the releases that `choose` names
     python -m benchmarks.matrix 5.18.0 5.24.0    these releases
 
 Each release is installed from the package registry into a virtual environment in a temporary folder, which shares the
-torch of this one. There a trained toy model of each architecture is loaded with `trust_remote_code=True`. Its logits
-and the tokens that it generates past its context must equal those computed here, bit for bit. A release outside the
-range in `pyproject.toml` must be refused with the sentence of `configuration_gptlite.py`.
+torch of this one. There a trained toy model of each architecture is loaded with `trust_remote_code=True`, and exports
+to transformers' own classes without it. Their answers (`answer`) must equal those of this process, bit for bit. A
+release outside the range in `configuration_gptlite.py` must load the tokenizer of every folder, and refuse all models
+but the exports with the sentence in that file.
 """
 
 import argparse
+import inspect
 import os
 import subprocess
 import sys
@@ -22,41 +24,73 @@ import torch
 import transformers
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.golden import ARCHITECTURES, train_golden
+from modeling_gptlite.interchange import convert
 
 
-PROMPT = "12 sheep"
-LOAD = """
-import importlib.util, json, sys, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+LOADABLE = SpecifierSet(">=5.4,<6")  # what `configuration_gptlite.py` accepts
+NATIVE = SpecifierSet(">=4.51")  # has Qwen3
+EXPORTS = {"qwen3": "modern", "gpt2": "nanogpt"}  # the class and the architecture that is exported to it
 
+
+def answer(folder: str, is_native: bool) -> dict:
+    """What the model in `folder` computes and generates: past its context, unless it is an export.
+
+    A process without this package runs the source of this function, so it uses nothing from outside.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.padding_side = "left"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not is_native).eval()
+    prompts = ["12 sheep", "3 sheep jump"]
+    settings = {"max_new_tokens": 20 if is_native else 64, "do_sample": False}
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    one = {name: values[1:] for name, values in batch.items()}
+    with torch.no_grad():
+        return {
+            "logits": model(**one).logits,
+            "padded logits": model(**batch).logits[batch["attention_mask"] == 1],
+            "loss": model(**one, labels=one["input_ids"]).loss,
+            "tokens": model.generate(**one, **settings),
+            "uncached tokens": model.generate(**one, **settings, use_cache=False),
+            "padded tokens": model.generate(**batch, **settings),
+            "beams": model.generate(**batch, **settings, num_beams=3),
+            "pipeline": pipeline("text-generation", model=model, tokenizer=tokenizer)(prompts[1], **settings),
+        }
+
+
+LOAD = f"""
+import importlib.util, sys, torch
 assert importlib.util.find_spec("modeling_gptlite") is None, "the package is installed in this environment"
-folder, prompt = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-inputs = tokenizer(prompt, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
-    tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-torch.save({"logits": logits, "tokens": tokens}, f"{folder}/answer.pt")
+{inspect.getsource(answer)}
+folder, is_native = sys.argv[1], sys.argv[2] == "True"
+torch.save(answer(folder, is_native), f"{{folder}}/answer.pt")
 """
 
 
 def supported() -> SpecifierSet:
-    """The releases of transformers that `pyproject.toml` allows."""
+    """The releases of transformers that the package itself runs on, from `pyproject.toml`."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     (line,) = (line for line in project["project"]["dependencies"] if line.startswith("transformers"))
     return SpecifierSet(line.removeprefix("transformers"))
 
 
-def choose(releases: list[Version], allowed: SpecifierSet) -> list[Version]:
-    """Of all releases: the newest of the last major version, the last unsupported one, oldest, middle and newest."""
-    good = sorted(allowed.filter(releases))
-    before = sorted(release for release in releases if release < good[0])
+def choose(releases: list[Version]) -> list[Version]:
+    """Of all releases: the oldest and newest that only exports load in, the last one that is refused in the same major
+    version, the oldest, a middle one and the newest that models load in, and the oldest that the package runs on.
+
+    The middle one is the last patch of its minor version, between the two oldest.
+    """
+    good = sorted(LOADABLE.filter(releases))
+    own = sorted(supported().filter(good))
+    before = sorted(release for release in NATIVE.filter(releases) if release < good[0])
     last_major = [release for release in before if release.major < good[0].major]
-    return [last_major[-1], before[-1], good[0], good[len(good) // 2], good[-1]]
+    minors = {release.release[:2]: release for release in good if release < own[0]}
+    middle = list(minors.values())[len(minors) // 2]
+    return [last_major[0], last_major[-1], before[-1], good[0], middle, own[0], good[-1]]
 
 
 def all_releases() -> list[Version]:
@@ -66,18 +100,19 @@ def all_releases() -> list[Version]:
     return [Version(text) for text in line.removeprefix("Available versions: ").split(", ")]
 
 
-def train_models(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Train a toy model of each architecture in `folder/NAME`; returns their answers in this process."""
-    answers = {}
+def train_models(folder: Path) -> dict[str, dict]:
+    """Train a toy model of each architecture in `folder/NAME`, and export some; returns the answers of all here."""
     for name in ARCHITECTURES:
         train_golden(f"{name}, adamw", folder)
-        saved = (folder / f"{name}, adamw").rename(folder / name)
-        inputs = AutoTokenizer.from_pretrained(saved)(PROMPT, return_tensors="pt")
-        model = AutoModelForCausalLM.from_pretrained(saved)
-        with torch.no_grad():
-            tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-            answers[name] = {"logits": model(**inputs).logits, "tokens": tokens}
-    return answers
+        (folder / f"{name}, adamw").rename(folder / name)
+    for name, source in EXPORTS.items():
+        convert(folder / source, folder / f"{name} export", target_format=name)
+    names = [*ARCHITECTURES, *(f"{name} export" for name in EXPORTS)]
+    return {name: answer(str(folder / name), is_export(name)) for name in names}
+
+
+def is_export(name: str) -> bool:
+    return name.endswith(" export")
 
 
 def make_environment(folder: Path, release: Version) -> Path:
@@ -93,30 +128,34 @@ def make_environment(folder: Path, release: Version) -> Path:
     return python
 
 
-def load(python: Path, folder: Path) -> tuple[dict[str, torch.Tensor] | None, str]:
+def load(python: Path, folder: Path) -> tuple[dict | None, str]:
     """What the model in `folder` answers under this interpreter; or None, and the last line of the error."""
     environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [python, "-I", "-c", LOAD, str(folder), PROMPT]
+    command = [python, "-I", "-c", LOAD, str(folder), str(is_export(folder.name))]
     process = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     if process.returncode:
         return None, process.stderr.strip().splitlines()[-1]
     return torch.load(folder / "answer.pt"), ""
 
 
-def judge(answer, error: str, expected: dict[str, torch.Tensor], is_supported: bool) -> tuple[bool, str]:
+def judge(answer: dict | None, error: str, expected: dict, is_loadable: bool) -> tuple[bool, str]:
     """Whether a release did as it should, and what it did in words."""
     if answer is None:
-        return not is_supported and "GPTLite needs transformers" in error, error
-    differ = [name for name in expected if not torch.equal(answer[name], expected[name])]
+        return not is_loadable and "GPTLite needs transformers" in error, error
+    differ = [name for name, value in expected.items() if not is_equal(answer[name], value)]
     if differ:
-        return False, f"{' and '.join(differ)} differ"
-    return is_supported, "logits and generated tokens equal"
+        return False, f"{', '.join(differ)} differ"
+    return is_loadable, f"{', '.join(expected)} equal"
+
+
+def is_equal(first, second) -> bool:
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("releases", nargs="*", type=Version, help="default: chosen from the registry")
-    releases = parser.parse_args(argv).releases or choose(all_releases(), supported())
+    releases = parser.parse_args(argv).releases or choose(all_releases())
     torch.set_num_threads(1)
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -126,9 +165,9 @@ def main(argv: list[str] | None = None):
             python = make_environment(Path(folder) / str(release), release)
             for name, expected in answers.items():
                 answer, error = load(python, Path(folder) / name)
-                is_right, found = judge(answer, error, expected, release in supported())
+                is_right, found = judge(answer, error, expected, release in (NATIVE if is_export(name) else LOADABLE))
                 failures += not is_right
-                print(f"{release!s:9}{name:9}{'ok' if is_right else 'FAILED':8}{found}", flush=True)
+                print(f"{release!s:9}{name:14}{'ok' if is_right else 'FAILED':8}{found}", flush=True)
     raise SystemExit(bool(failures))
 
 

@@ -4,6 +4,16 @@ Importing the package registers it, so `AutoModelForCausalLM` and the other auto
 remote code. A saved model contains its two files of code, for machines that do not have the package.
 """
 
+import transformers
+
+
+# Before the other imports, as in `configuration_gptlite.py`; a saved model's own code runs on 5.4 and later.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):
+    raise ImportError(
+        f"the package gptlite needs transformers>=5.17,<6, and {transformers.__version__} is installed; "
+        "pip install 'transformers>=5.17,<6', or load its models without the package"
+    )
+
 from transformers import (
     AutoConfig,
     AutoModel,

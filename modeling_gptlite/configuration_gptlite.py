@@ -12,11 +12,12 @@ from typing import Any, Literal
 import transformers
 
 
-# Before the other imports: on another transformers they fail, or a model loads with fresh weights.
-if not (5, 17) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
+# Before the other imports: on another transformers they fail, or a model loads with a fresh head (5.3 and earlier).
+if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
     raise ImportError(
-        f"GPTLite needs transformers>=5.17,<6, and {transformers.__version__} is installed; "
-        "pip install 'transformers>=5.17,<6'"
+        f"GPTLite needs transformers>=5.4,<6, and {transformers.__version__} is installed; "
+        "pip install 'transformers>=5.4,<6', or export the model for transformers 4.51 and later: "
+        "gptlite convert --to qwen3 (or gpt2) IN OUT"
     )
 
 from huggingface_hub.dataclasses import strict
@@ -24,6 +25,10 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+
+# The start of the sha256 of modeling_gptlite.py. Two folders with one last name share the classes of the first if their
+# copies of this file are equal (transformers#45632), so this file differs whenever the model's code does.
+MODELING_SHA256 = "c8a78bfa750c8104"
 
 # Keywords that `PreTrainedConfig` understands in addition to our fields, from a caller or a `config.json`
 _BASE_KEYWORDS = {

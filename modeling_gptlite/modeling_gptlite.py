@@ -157,7 +157,7 @@ class GPTLiteRotaryEmbedding(nn.Module):
         dtype = dtype_of_products(x)
         # The signs that rotate a pair (first half, second half) are in the sines, once for all layers.
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)  # B 1 T D
+        return cos.to(dtype), sin.to(dtype)  # B T D
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -414,7 +414,8 @@ class GPTLiteModel(GPTLitePreTrainedModel):
     def _embed_positions(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor):
         """The first hidden states, and the cosines and sines for every layer (None with learned positions)."""
         if self.config.position_embedding_type == "rope":
-            return self.dropout(inputs_embeds), self.rotary_emb(inputs_embeds, position_ids)
+            cos, sin = self.rotary_emb(inputs_embeds, position_ids)
+            return self.dropout(inputs_embeds), (cos.unsqueeze(1), sin.unsqueeze(1))  # B 1 T D: one for all heads
         positions = self.embed_positions(position_ids).to(inputs_embeds.device)
         return self.dropout(inputs_embeds + positions), None
 

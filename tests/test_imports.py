@@ -28,7 +28,7 @@ LAYERS = {
     "training": (
         "modeling_gptlite/training/*.py",
         "accelerate filelock huggingface_hub numpy sacrebleu safetensors torch transformers",
-        "data decoding errors files hub",
+        "data decoding errors files hub loading",
     ),
     "interchange": (
         "modeling_gptlite/interchange/*.py",

@@ -22,7 +22,7 @@ from modeling_gptlite import (
     GPTLiteForTokenClassification,
     GPTLiteModel,
 )
-from modeling_gptlite.modeling_gptlite import GPTLiteLinear, GPTLiteRMSNorm
+from modeling_gptlite.modeling_gptlite import GPTLiteLinear, GPTLiteRMSNorm, GPTLiteRotaryEmbedding
 
 
 every_architecture = pytest.mark.parametrize("preset", ARCHITECTURES)
@@ -285,6 +285,25 @@ def test_rope_scaling_comes_through_the_config(rope):
     ids = random_ids(1, 16)
     scaled = tiny_model("modern-1m", rope_parameters={"rope_theta": 10000.0, **rope})
     assert (scaled(ids).logits - tiny_model("modern-1m")(ids).logits).abs().max() > 1e-4
+
+
+def rotary_tables(tokens: int, **rope):
+    rotary = GPTLiteRotaryEmbedding(tiny_config("modern-1m", rope_parameters={"rope_theta": 10000.0, **rope}))
+    return rotary(torch.zeros(1, tokens, 32), torch.arange(tokens)[None])
+
+
+def test_rotary_frequencies_scale_as_the_common_suite_of_transformers_expects():
+    """Its `test_model_rope_scaling_frequencies`, which takes the tables as `B T D`."""
+    context, factor = 32, 10
+    short, long = (rotary_tables(tokens, rope_type="default") for tokens in (context, 2 * context))
+    assert [table.shape for table in long] == [(1, 2 * context, 8)] * 2
+    assert_close(short, tuple(table[:, :context] for table in long))
+    linear = rotary_tables(2 * context, rope_type="linear", factor=factor)
+    assert_close(tuple(table[:, ::factor] for table in linear), tuple(table[:, :7] for table in long))
+    assert_close(rotary_tables(context, rope_type="dynamic", factor=factor), short)
+    for rope_type in ("dynamic", "yarn"):
+        scaled = rotary_tables(2 * context, rope_type=rope_type, factor=factor)
+        assert not any(torch.allclose(*tables) for tables in zip(scaled, long, strict=True))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -59,6 +59,26 @@ assert torch.equal(logits, torch.load("logits.pt"))
     )
 
 
+@pytest.mark.parametrize("order", ["old, new", "new, old"])
+def test_each_of_two_folders_with_one_name_gets_its_own_code(order, old, trained, tmp_path):
+    """transformers keeps the classes of a remote configuration, and finds that by name and content of its file."""
+    shutil.copytree(trained, tmp_path / "new" / "run")
+    run_python(
+        f"""
+import inspect
+from pathlib import Path
+from transformers import AutoModel, AutoModelForCausalLM
+for name in {order.split(", ")!r}:
+    for load in (AutoModelForCausalLM, AutoModel):
+        model = load.from_pretrained(Path(name, "run"), trust_remote_code=True)
+        for object in (model, model.config):
+            code = Path(inspect.getfile(type(object)))
+            assert code.read_bytes() == Path(name, "run", code.name).read_bytes(), (name, code)
+""",
+        tmp_path,
+    )
+
+
 def test_it_evaluates_to_its_recorded_loss_and_generates(old, capsys):
     text, output = old / "bottles.txt", old / "result.json"
     evaluate.main([f"--model={old / 'run'}", f"--train_file={text}", f"--output={output}", "--num_samples=0"])

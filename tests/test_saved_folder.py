@@ -21,6 +21,12 @@ def test_it_holds_what_the_hub_needs_and_no_pickle(trained):
     assert not list(trained.rglob("training_args.bin"))
 
 
+def test_the_tokenizer_has_the_class_that_transformers_4_knows_too(trained):
+    for folder in (trained, *trained.glob("checkpoint-*")):
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast", folder
+
+
 def test_a_fresh_process_without_the_package_gives_the_same_logits(trained, tmp_path):
     torch.save(logits_here(trained), tmp_path / "logits.pt")
     printed = run_python(

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..data.encode import RunData
 from ..decoding import SAMPLING
 from ..files import apply_umask
-from ..loading import longest_text
+from ..loading import accept_older_transformers, longest_text
 from ..training.callbacks import (
     SAMPLES_FILE,
     LiveLine,
@@ -166,6 +166,7 @@ class Run:
         model.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)  # which an adapter does not save
         self.tokenizer.save_pretrained(folder)
+        accept_older_transformers(folder)
         apply_umask(folder)
         levels = published_levels(record["data"])
         plot_run(log_history, self.data.tokens_per_step, folder.name, folder / "loss.png", levels)

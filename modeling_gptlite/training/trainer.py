@@ -24,6 +24,7 @@ from transformers.utils import PushInProgress
 
 from ..data.windows import whole_batch
 from ..hub import hub_errors, plain_card, push_folder
+from ..loading import accept_older_transformers
 from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
@@ -164,7 +165,9 @@ class CausalLMTrainer(Trainer):
         """As for `Trainer`, without `training_args.bin`: a pickle with the Hub token and local paths in it."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            folder = Path(str(output_dir or self.args.output_dir))
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            accept_older_transformers(folder)
 
     # ---- The Hub ---------------------------------------------------------------------------------------------------
 
