@@ -40,7 +40,7 @@ from .advice import advise
 from .arguments import DataArguments, ModelArguments, changed, parse
 from .budget import MOST_STEPS, check_budget, choose_compilation, resolve, steps_in_time
 from .build import check_lora, load_model_and_tokenizer, origin
-from .card import render_card
+from .card import describe_model, render_card
 from .identity import check_output_dir, check_same_run, find_checkpoint, identify
 from .plots import plot_run, published_levels
 from .recipes import find_recipe, override, read_recipe
@@ -134,6 +134,7 @@ def start(
         "prompt": prompt,
         "lora_rank": model.lora_r,
         **origin(model.model_name_or_path),
+        **describe_model(network, tokenizer, model.model_name_or_path),
     }
     return Run(network, tokenizer, data, training, prepared, identity, facts, checkpoint, report)
 
