@@ -9,7 +9,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCardData,
+    hf_hub_download,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -46,12 +53,6 @@ PUBLISHED = (
     "samples.md",
     "*.png",
 )
-# What the card says about each kind of repository
-KIND_METADATA: dict[str, dict[str, Any]] = {
-    "gptlite": {"library_name": "transformers", "tags": ["gptlite", "custom_code"]},
-    "native": {"library_name": "transformers", "tags": ["gptlite"]},
-    "gguf": {"library_name": "gguf", "tags": ["gptlite", "gguf"]},
-}
 TEXT_SUFFIXES = (".json", ".md", ".py", ".txt", ".jinja")
 
 
@@ -185,9 +186,45 @@ def tag_commit(repo_id: str, tag: str, revision: str) -> None:
         HfApi().create_tag(repo_id, tag=tag, revision=revision, exist_ok=True)
 
 
-def plain_card(repo_id: str, kind: str = "gptlite") -> str:
+def saved_config(folder: Path) -> dict[str, Any]:
+    """What `config.json` in the folder of a model holds; for an adapter, that of its base model.
+
+    Raises:
+        HubError: It cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        if (folder / ADAPTER_CONFIG).exists():
+            base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+            path = Path(base, path.name)
+            if not Path(base).is_dir():
+                path = Path(hf_hub_download(base, path.name))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, HTTPError) as error:
+        raise HubError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise HubError(f"{path} is not a JSON object of settings")
+    return config
+
+
+def card_metadata(model_type: str, kind: str = "gptlite", is_adapter: bool = False) -> dict[str, Any]:
+    """The library and the tags on the card of a repository.
+
+    Args:
+        model_type: As in `config.json`; for an adapter that of its base model, for a converted model of the source.
+        kind: What the model is published as: "gptlite" (as it is saved), "native" or "gguf".
+    """
+    if kind == "gguf":
+        return {"library_name": "gguf", "tags": [model_type, "gguf"]}
+    if is_adapter:
+        return {"library_name": "peft", "tags": [model_type, "lora"]}
+    carries_code = model_type == "gptlite" and kind == "gptlite"
+    return {"library_name": "transformers", "tags": [model_type, *(["custom_code"] if carries_code else [])]}
+
+
+def plain_card(repo_id: str, model_type: str, kind: str = "gptlite", is_adapter: bool = False) -> str:
     """The card of a model without a `run.json`: metadata and, for GGUF, the command; nothing was measured."""
-    data = ModelCardData(pipeline_tag="text-generation", **KIND_METADATA[kind])
+    data = ModelCardData(pipeline_tag="text-generation", **card_metadata(model_type, kind, is_adapter))
     usage = f"\n```bash\nollama run hf.co/{repo_id}\n```\n" if kind == "gguf" else ""
     return f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n{usage}"
 

@@ -12,6 +12,7 @@ from .cli import after_imports, before_imports, fail, run
 COMMANDS = {
     "train": ("train", "Train a model on text, or fine-tune one."),
     "generate": ("generate", "Generate text with a saved model."),
+    "chat": ("chat", "Talk to a model that has a chat template."),
     "evaluate": ("evaluate", "Compare models: loss, perplexity, bits per character, BLEU."),
     "convert": ("convert", "Import nanoGPT, GPT-2 and Qwen3 checkpoints; export those, GGUF and ONNX."),
     "push": ("push_to_hub", "Publish a model on the Hugging Face Hub."),

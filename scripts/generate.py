@@ -8,17 +8,16 @@ import sys
 from dataclasses import dataclass, field
 
 from modeling_gptlite.errors import UserError, check
-from modeling_gptlite.runs.generate import DTYPES, ENGINES, GenerationSettings
+from modeling_gptlite.runs.generate import GenerationSettings, LoadSettings
 
-from .cli import run, shown
+from .cli import printable, run, shown
 from .parser import Parser
 
 
 @dataclass
 class GenerateArguments:
-    """The model, and what it continues."""
+    """What the model continues."""
 
-    model: str = field(metadata={"help": "Folder, or repository id on the Hub, of the model."})
     prompt: str | None = field(
         default=None, metadata={"help": "The text to continue. Default: standard input if it is piped, else a newline."}
     )
@@ -26,37 +25,22 @@ class GenerateArguments:
     num_samples: int = field(
         default=1, metadata={"help": "Texts to generate. A single one is printed while it is generated."}
     )
-    seed: int | None = field(default=None, metadata={"help": "Repeats a text. Default: another text each time."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest available."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "float32, bfloat16, float16, or int8 (weights; CPU only). Default: that of the saved weights."
-        },
-    )
-    engine: str = field(
-        default="auto",
-        metadata={
-            "help": "torch, or onnx: faster on a CPU, in float32 or int8. Default: onnx where it gives the same text."
-        },
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, settings = Parser((GenerateArguments, GenerationSettings), __doc__).parse(argv)
+    source, args, settings = Parser((LoadSettings, GenerateArguments, GenerationSettings), __doc__).parse(argv)
     check_arguments(args, settings)
     prompt = read_prompt(args)
 
     import transformers
 
-    from modeling_gptlite.loading import check_generation
     from modeling_gptlite.runs import generate
 
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = generate.load_generator(args.model, args.device, args.dtype, args.engine)
-    check_generation(model, args.model, **settings.arguments(tokenizer))
-    if args.seed is not None:
-        transformers.set_seed(args.seed)
+    model, tokenizer = generate.load(source, settings)
+    if tokenizer.chat_template:
+        hint = f"the model's chat template is not applied; gptlite chat --model {source.model} applies it"
+        print(printable(hint), file=sys.stderr)
     length = generate.tokens_to_generate(model, tokenizer, prompt, settings.max_new_tokens)
     if length < settings.max_new_tokens:
         print(f"the text ends after {length} tokens, at the model's context length", file=sys.stderr)
@@ -72,9 +56,6 @@ def check_arguments(args: GenerateArguments, settings: GenerationSettings) -> No
     rules = [
         ("num_samples", args.num_samples >= 1, "at least 1"),
         ("num_samples", args.num_samples == 1 or not settings.greedy, "1 with --greedy: all would be the same"),
-        ("seed", args.seed is None or 0 <= args.seed < 1 << 32, "between 0 and 4,294,967,295"),
-        ("engine", args.engine in ENGINES, f"{', '.join(ENGINES[:-1])} or {ENGINES[-1]}"),
-        ("dtype", args.dtype in DTYPES, f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"),
     ]
     check(args, rules)
     if args.prompt is not None and args.prompt_file is not None:

@@ -2,13 +2,19 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
-from helpers import REPO, push, run_python, train_tiny
+import torch
+from helpers import REPO, TALKS, TEXT, push, run_python, train_tiny, write_rows
 from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from modeling_gptlite.runs.card import render_card
+from modeling_gptlite.runs.publish import staged
 from modeling_gptlite.runs.record import RecordError, read_run
+from tokenization import build_bpe_tokenizer
 
 
 def test_the_card_is_valid_and_tells_what_was_measured(trained, hub, capsys):
@@ -77,3 +83,148 @@ def test_a_perplexity_too_large_for_a_number_has_a_card(trained):
     card = ModelCard(render_card(record, REPO))
     assert "over 1e308" in card.text
     assert [result.metric_type for result in card.data.eval_results] == ["loss", "bits_per_character"]
+
+
+# ---- Other classes, adapters and formats ---------------------------------------------------------------------------
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+CLASSES = {"llama": LlamaConfig, "gpt2": GPT2Config, "qwen3": Qwen3Config}
+# What a card may say about only some models
+OF_ONE_FILE_OF_CODE = ["custom_code", "two files of this repository"]
+OF_GPTLITE = ["A GPTLite language model", "longer than the context", "trained from scratch", "trust_remote_code"]
+OF_OTHERS = ["needs `peft`", "no remote code", "No remote code", "GGUF", "in conversations", "chat template"]
+TRUE = {
+    "scratch": (["custom_code", "trained from scratch", "longer than the context of 32"], OF_OTHERS),
+    "tuned-scratch": (["custom_code", "GPTLite language model", "fine-tuned from `scratch`"], OF_OTHERS),
+    "tuned-llama": (["`LlamaForCausalLM` of transformers", "- llama", "context is 64", "up to 32 tokens"], OF_GPTLITE),
+    "tuned-gpt2": (["`GPT2LMHeadModel` of transformers", "- gpt2", "context is 64", "fine-tuned from"], OF_GPTLITE),
+    "tuned-qwen3": (["`Qwen3ForCausalLM` of transformers", "- qwen3", "context is 64", "apache-2.0"], OF_GPTLITE),
+    "adapter-scratch": (["GPTLite language model `scratch`", "peft", "trust_remote_code"], ["this repository"]),
+    "adapter-llama": (["LoRA adapter of rank 4", "`LlamaForCausalLM`", "peft", "No remote code"], OF_GPTLITE),
+    "native": (["A GPTLite language model", "no remote code", "context is 32"], ["longer than", "trust_remote_code"]),
+    "gguf": (["A GPTLite language model", "llama-cli -hf ada/gguf -no-cnv"], ["longer than", "trust_remote_code"]),
+    "talking": (['{"role": "user"', "in conversations", "LlamaForCausalLM"], ["continues text", *OF_GPTLITE]),
+}
+
+
+def save_tiny(folder: Path, name: str) -> Path:
+    """A folder as that of a model on the Hub: a class of transformers, with a tokenizer and a card."""
+    tokenizer = build_bpe_tokenizer(TEXT, vocab_size=300)
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    wide = {} if name == "gpt2" else {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    torch.manual_seed(0)
+    config = CLASSES[name](vocab_size=len(tokenizer), **SIZES, **wide, **ends)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    (folder / name / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\n---\n")
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def published_kinds(tmp_path_factory, text_file) -> Path:
+    """A folder with one model of each kind, and the models that they come from."""
+    pytest.importorskip("peft")
+    pytest.importorskip("gguf")
+    root = tmp_path_factory.mktemp("kinds")
+    train_tiny(text_file, root / "scratch")
+    talks = write_rows(root / "talks.jsonl", TALKS)
+    bases = [root / "scratch", *(save_tiny(root, name) for name in CLASSES)]
+    for base in bases:
+        flags = [f"--model_name_or_path={base}", "--max_steps=10", "--context_length=32"]
+        train_tiny(text_file, root / f"tuned-{base.name}", *flags)
+        if base.name in ("scratch", "llama"):
+            train_tiny(text_file, root / f"adapter-{base.name}", *flags, "--lora_r=4", "--optimizer=adamw")
+    train_tiny(talks, root / "talking", f"--model_name_or_path={root / 'llama'}", "--max_steps=10")
+    for kind in ("native", "gguf"):
+        with staged(root / "scratch", f"ada/{kind}", kind) as folder:
+            shutil.copytree(folder, root / kind)
+    return root
+
+
+@pytest.mark.parametrize(("kind", "said"), TRUE.items(), ids=TRUE)
+def test_a_card_says_what_is_true_of_the_class_the_adapter_and_the_format(kind, said, published_kinds):
+    card = (published_kinds / kind / "README.md").read_text()
+    true, false = said
+    assert [text for text in true if text not in card] == []
+    assert [text for text in false if text in card] == []
+    assert any(text in card for text in OF_ONE_FILE_OF_CODE) == (kind in ("scratch", "tuned-scratch"))
+    assert not re.search(r"\{\{|\{%|Undefined|None", card)
+
+
+def test_every_usage_block_runs_in_a_process_without_the_package(published_kinds):
+    cards = {path.parent.name: path.read_text() for path in published_kinds.glob("*/README.md")}
+    code = {name: re.findall(r"```python\n(.*?)```", card, re.DOTALL) for name, card in cards.items()}
+    assert [name for name in TRUE if len(code[name]) != (name != "gguf")] == []
+    runs = [
+        f"print({name!r})\n{block.replace(f'ada/{name}', name)}" for name in sorted(TRUE)[::-1] for block in code[name]
+    ]
+    check = "import sys\nassert 'modeling_gptlite' not in sys.modules, 'the package is on the path'"
+    printed = run_python("\n".join([*runs, check]), published_kinds)
+    assert all(name in printed for name in TRUE if name != "gguf")
+
+
+def of_base(record, **changes):
+    """The card's metadata, and its text, after a change of the record of a fine-tuned Llama."""
+    given = {name: value for name, value in record["arguments"].items() if name not in ("language", "license")}
+    card = ModelCard(render_card({**record, "arguments": given, "base_model": "ada/llama", **changes}, REPO))
+    return card.data, card.text
+
+
+def test_the_base_gives_its_license_and_its_languages(published_kinds):
+    record = read_run(published_kinds / "tuned-llama")
+    record["data"]["language"] = "de"
+    data, text = of_base(record)
+    assert (data.license, data.language) == ("apache-2.0", ["en", "fr", "de"])
+    assert (data.base_model, data.base_model_relation) == ("ada/llama", "finetune")
+    assert "| license of `llama` | apache-2.0 |" in text
+    other = {"license": "other", "license_name": "own", "license_link": "https://own", "languages": []}
+    data, text = of_base(record, base_card=other)
+    assert (data.license, data.license_name, data.license_link) == ("other", "own", "https://own")
+    assert "| license of `llama` | [own](https://own) |" in text
+    assert of_base(record, base_card={"languages": []})[0].license is None
+    given = ModelCard(render_card(record, REPO)).data  # as the flags of the run say
+    assert (given.license, given.language) == ("cc0-1.0", "de")
+
+
+def test_an_adapter_and_a_merged_one_say_how_they_relate_to_the_base(published_kinds):
+    record = read_run(published_kinds / "adapter-llama")
+    data, text = of_base(record)
+    assert (data.library_name, data.base_model_relation) == ("peft", "adapter")
+    data, text = of_base(record, lora_merged=True)
+    assert (data.library_name, data.base_model_relation, data.tags) == ("transformers", "finetune", ["llama"])
+    assert "with LoRA of rank 4 that is merged into the weights" in text
+    assert "peft" not in text
+
+
+def test_the_loss_before_fine_tuning_is_on_the_card(published_kinds):
+    record = read_run(published_kinds / "tuned-llama")
+    assert "before fine-tuning" not in render_card(record, REPO)
+    record["results"] |= {"loss_before": 5.6, "bits_per_character_before": 2.5}
+    card = render_card(record, REPO)
+    assert "over the whole validation split; 5.6000 before fine-tuning |" in card
+    assert "; 2.5000 before fine-tuning |" in card
+
+
+def test_a_model_with_a_chat_template_that_was_trained_on_text_claims_no_more(published_kinds):
+    record = read_run(published_kinds / "tuned-llama")
+    record["model"]["chat_template"] = True
+    card = render_card(record, REPO)
+    assert "was not measured" in card
+    assert "does not follow instructions" not in card
+
+
+@pytest.mark.parametrize("kind", ["tuned-llama", "tuned-gpt2", "adapter-llama", "scratch"])
+def test_the_record_of_an_earlier_version_takes_the_class_from_the_folder(kind, published_kinds):
+    record = read_run(published_kinds / kind)
+    now = render_card(record, REPO)
+    del record["model"]
+    assert render_card(record, REPO, folder=published_kinds / kind) == now
+
+
+@pytest.mark.parametrize("broken", ["---\nlicense: [1\n---\n", "---\n- 1\n---\n", "---\nlicense: 3\n---\n", "\xff"])
+def test_a_base_whose_card_cannot_be_read_has_no_known_license(broken, published_kinds, text_file, tmp_path):
+    base = shutil.copytree(published_kinds / "llama", tmp_path / "base")
+    (base / "README.md").write_bytes(broken.encode("latin-1"))
+    train_tiny(text_file, tmp_path / "run", f"--model_name_or_path={base}", "--max_steps=1", "--context_length=32")
+    assert read_run(tmp_path / "run")["base_card"] == {"languages": []}

@@ -1,6 +1,7 @@
 """The README and the pages under docs/: every command and block in them runs, and their numbers are the code's."""
 
 import importlib
+import io
 import json
 import math
 import re
@@ -122,6 +123,8 @@ def test_a_command_of_the_pages_runs(line, cwd, hub, monkeypatch, capsys):
     elif module == "scripts.demo":
         gradio = pytest.importorskip("gradio")
         monkeypatch.setattr(gradio.Blocks, "launch", lambda *_, **__: print("launched"))
+    if module == "scripts.chat":
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"31 green")))
     if "tensorboard" in argv:
         pytest.importorskip("tensorboard")
     if module == "scripts.train" and "--help" not in argv:

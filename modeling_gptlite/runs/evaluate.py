@@ -236,4 +236,4 @@ def write_card(folder: Path, evaluation: dict[str, Any]) -> None:
 
     record = read_record(str(folder)) | {"evaluation": evaluation}
     write_run(folder, record)
-    (folder / "README.md").write_text(render_card(record, folder.resolve().name), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(record, folder.resolve().name, folder=folder), encoding="utf-8")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import TextStreamer
+from transformers import TextStreamer, set_seed
 
 from tokenization import describe_characters, unknown_characters
 
@@ -29,7 +29,36 @@ LOWEST_TEMPERATURE = 1e-6  # logits divided by less overflow
 
 
 @dataclass
-class GenerationSettings:
+class LoadSettings:
+    """The model, and where it runs."""
+
+    model: str = field(metadata={"help": "Folder, or repository id on the Hub, of the model."})
+    seed: int | None = field(default=None, metadata={"help": "Repeats a text. Default: another text each time."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest available."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "float32, bfloat16, float16, or int8 (weights; CPU only). Default: that of the saved weights."
+        },
+    )
+    engine: str = field(
+        default="auto",
+        metadata={
+            "help": "torch, or onnx: faster on a CPU, in float32 or int8. Default: onnx where it gives the same text."
+        },
+    )
+
+    def __post_init__(self):
+        rules = [
+            ("seed", self.seed is None or 0 <= self.seed < 1 << 32, "between 0 and 4,294,967,295"),
+            ("engine", self.engine in ENGINES, f"{', '.join(ENGINES[:-1])} or {ENGINES[-1]}"),
+            ("dtype", self.dtype in DTYPES, f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"),
+        ]
+        check(self, rules)
+
+
+@dataclass
+class SamplingSettings:
     """How to generate."""
 
     max_new_tokens: int = field(
@@ -46,16 +75,12 @@ class GenerationSettings:
         default=None,
         metadata={"help": "Sample among the most likely tokens with this total probability. Default: the model's own."},
     )
-    stop_at_eos: bool = field(default=False, metadata={"help": "Stop at the model's end-of-text token."})
 
     def __post_init__(self):
+        lowest = f"at least {LOWEST_TEMPERATURE} (--greedy chooses the most likely token)"
         rules = [
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            (
-                "temperature",
-                self.temperature is None or LOWEST_TEMPERATURE <= self.temperature < math.inf,
-                f"at least {LOWEST_TEMPERATURE} (--greedy chooses the most likely token)",
-            ),
+            ("temperature", self.temperature is None or LOWEST_TEMPERATURE <= self.temperature < math.inf, lowest),
             ("top_k", self.top_k is None or self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
         ]
@@ -63,13 +88,34 @@ class GenerationSettings:
 
     def arguments(self, tokenizer) -> dict[str, Any]:
         """The keyword arguments of `model.generate`; what is None comes from the model's `generation_config.json`."""
-        arguments: dict[str, Any]
         if self.greedy:  # the defaults of what has no effect: transformers warns about other values
-            arguments = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-        else:
-            arguments = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        arguments["eos_token_id"] = tokenizer.eos_token_id if self.stop_at_eos else None
-        return {name: value for name, value in arguments.items() if value is not None}
+            return {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"do_sample": True, **{name: value for name, value in given.items() if value is not None}}
+
+
+@dataclass
+class GenerationSettings(SamplingSettings):
+    """How to generate."""
+
+    stop_at_eos: bool = field(default=False, metadata={"help": "Stop at the model's end-of-text token."})
+
+    def arguments(self, tokenizer) -> dict[str, Any]:
+        stops = self.stop_at_eos and tokenizer.eos_token_id is not None
+        return super().arguments(tokenizer) | ({"eos_token_id": tokenizer.eos_token_id} if stops else {})
+
+
+def load(settings: LoadSettings, sampling: SamplingSettings):
+    """The model and its tokenizer, known to generate as asked, and the random numbers of the seed.
+
+    Raises:
+        UserError: As for `load_generator`; or the model cannot generate.
+    """
+    model, tokenizer = load_generator(settings.model, settings.device, settings.dtype, settings.engine)
+    check_generation(model, settings.model, **sampling.arguments(tokenizer))
+    if settings.seed is not None:
+        set_seed(settings.seed)
+    return model, tokenizer
 
 
 def load_generator(name_or_path: str, device: str | None = None, dtype: str = "auto", engine: str = "auto"):
@@ -131,7 +177,7 @@ def stream(model, tokenizer, prompt: str, settings: GenerationSettings, write: C
     Raises:
         UserError: The model cannot read the prompt.
     """
-    streamer = _Streamer(tokenizer, write)
+    streamer = Streamer(tokenizer, write)
     model.generate(**_arguments(model, tokenizer, prompt, settings), num_return_sequences=1, streamer=streamer)
 
 
@@ -158,11 +204,17 @@ def prompt_ids(model, tokenizer, prompt: str):
         raise UserError(f"the prompt has characters outside the model's vocabulary: {describe_characters(unknown)}")
     if not prompt and tokenizer.bos_token is None:
         raise UserError("the prompt is empty, and the model's tokenizer has no token that begins a text")
-    inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", add_special_tokens=False).to(model.device)
-    inputs.pop("token_type_ids", None)
+    inputs = encode(model, tokenizer, prompt or tokenizer.bos_token)
     longest, tokens = longest_text(model), inputs["input_ids"].shape[1]
     if longest is not None and tokens >= longest:
         raise UserError(f"the prompt has {tokens} tokens, which fill the model's context length of {longest}")
+    return inputs
+
+
+def encode(model, tokenizer, text: str):
+    """The ids of `text` as it stands, `(1, tokens)` with their attention mask, on the model's device."""
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
+    inputs.pop("token_type_ids", None)
     return inputs
 
 
@@ -174,9 +226,11 @@ def tokens_to_generate(model, tokenizer, prompt: str, max_new_tokens: int) -> in
     return min(max_new_tokens, longest - prompt_ids(model, tokenizer, prompt)["input_ids"].shape[1])
 
 
-class _Streamer(TextStreamer):
-    def __init__(self, tokenizer, write: Callable[[str], Any]):
-        super().__init__(tokenizer, skip_special_tokens=True)
+class Streamer(TextStreamer):
+    """Calls `write` with each piece of the text as soon as it is complete, and with a line break at the end."""
+
+    def __init__(self, tokenizer, write: Callable[[str], Any], skip_prompt: bool = False):
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens=True)
         self.write = write
 
     def on_finalized_text(self, text: str, stream_end: bool = False):

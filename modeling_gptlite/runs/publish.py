@@ -13,7 +13,16 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from ..hub import ADAPTER_CONFIG, HubError, hub_errors, plain_card, published_files, push_folder, tag_commit
+from ..hub import (
+    ADAPTER_CONFIG,
+    HubError,
+    hub_errors,
+    plain_card,
+    published_files,
+    push_folder,
+    saved_config,
+    tag_commit,
+)
 from ..interchange import ConversionError, Material, write
 from ..interchange.pretrained import read_pretrained, write_native
 from ..loading import accept_older_transformers
@@ -81,10 +90,11 @@ def staged(source: Path, repo_id: str, kind: str = "gptlite") -> Iterator[Path]:
 def _card(source: Path, repo_id: str, kind: str) -> str | None:
     """The card to upload; None if it is the folder's own."""
     if (source / RUN_FILE).exists():
-        return render_card(read_run(source), repo_id, kind)
+        return render_card(read_run(source), repo_id, kind, source)
     if (source / "README.md").exists() and kind != "gguf":  # whose commands are others
         return None
-    return plain_card(repo_id, kind)
+    model_type = saved_config(source).get("model_type", "")
+    return plain_card(repo_id, model_type, kind, is_adapter=(source / ADAPTER_CONFIG).exists())
 
 
 def _stage_gptlite(source: Path, files: dict[str, Path], folder: Path) -> None:

@@ -16,6 +16,7 @@ from ..data.encode import EncodedExamples, EncodedText, RunData, encode
 from ..data.sources import open_source
 from ..training.timing import Costs, time_run
 from . import auto
+from .card import describe_model
 from .model import ModelError, build_model, check_model, context_length, load_or_build_tokenizer, model_config
 from .recipes import find_recipe, override, read_recipe
 from .record import run_facts
@@ -92,7 +93,9 @@ def start(settings: Mapping[str, Any], log: Log = print) -> Run:
     identity = identify({**given, **resolved.recorded}, args.training, data.facts, tokenizer, model)
     check_same_run(checkpoint, identity, log)
     budget = auto.budget(resolved, args.training.max_steps, text.train_tokens, data.tokens_per_step)
-    return Run(model, tokenizer, args, data, run_facts(given, budget, args, data, model), identity, checkpoint, log)
+    facts = run_facts(given, budget, args, data, model)
+    facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
+    return Run(model, tokenizer, args, data, facts, identity, checkpoint, log)
 
 
 def count_steps(settings: Mapping[str, Any], text: Encoded, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -214,7 +214,8 @@ class CausalLMTrainer(Trainer):
         args = self.args
         repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
         if card is None and not os.path.exists(os.path.join(folder, "README.md")):
-            card = plain_card(repo_id)
+            model = self.accelerator.unwrap_model(self.model)
+            card = plain_card(repo_id, model.config.model_type, is_adapter=hasattr(model, "peft_config"))
         settings = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo, **given}
         return push_folder(
             Path(folder), repo_id, card, message or "Upload model", run_as_future=run_as_future, **settings
