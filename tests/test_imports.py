@@ -30,7 +30,7 @@ ROOMS = {
     "data": ("modeling_gptlite/data/*.py", {"datasets", "numpy", "torch", "transformers"}, {"errors", "tokenization"}),
     "training": (
         "modeling_gptlite/training/*.py",
-        {"accelerate", "huggingface_hub", "numpy", "peft", "sacrebleu", "safetensors", "torch", "transformers"},
+        {"accelerate", "huggingface_hub", "numpy", "peft", "safetensors", "torch", "transformers"},
         {"data", "errors", "hub"},
     ),
     "interchange": (
@@ -56,7 +56,6 @@ ROOMS = {
             "jinja2",
             "matplotlib",
             "numpy",
-            "sacrebleu",
             "safetensors",
             "torch",
             "transformers",
@@ -75,6 +74,11 @@ ROOMS = {
             "tokenization",
             "training",
         },
+    ),
+    "evaluation": (
+        "modeling_gptlite/evaluation/*.py",
+        {"numpy", "sacrebleu", "torch", "transformers"},
+        {"data", "errors", "loading", "package", "runs", "training"},
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Evaluation beyond the loss: confidence interval, calibration, and statistics of generated text.
+"""Statistics of predictions and of generated text: confidence interval, calibration, similarity, words, copies.
 
 scores = score_tokens(model, EvaluationWindows(ids, context=256))
 low, high = confidence_interval(scores.losses)
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..data.windows import IGNORED, EvaluationWindows
-from .metrics import predictions
+from ..training.metrics import predictions
 
 
 _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2 ** 64
@@ -51,7 +51,7 @@ def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> Tok
 def confidence_interval(values: np.ndarray, blocks: int = 50, resamples: int = 2000) -> tuple[float, float]:
     """The 95 % interval of the mean of `values`, by a block bootstrap.
 
-    The losses of neighbouring tokens are correlated, so that `blocks` blocks of consecutive tokens are drawn with
+    The losses of neighboring tokens are correlated, so that `blocks` blocks of consecutive tokens are drawn with
     replacement, not single tokens (Kuensch, 1989). To compare two models on one text, pass the difference of their
     losses.
     """
