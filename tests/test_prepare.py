@@ -9,7 +9,7 @@ import pytest
 from helpers import TEXT, write_rows
 
 from modeling_gptlite.data import DataError, files
-from modeling_gptlite.data.layouts import PAIRS
+from modeling_gptlite.data.formats import PROMPT_COMPLETION
 from modeling_gptlite.data.prepare import encode_splits, joined, make_tokenizer, prepare
 from modeling_gptlite.data.sources import Source, SourceArguments, open_source
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, encode_corpus
@@ -89,7 +89,7 @@ def test_the_end_of_text_token_stands_between_documents_only():
 
 
 def test_examples_are_not_text_that_can_be_split():
-    source = Source("questions", [{"prompt": "a", "completion": "b"}], PAIRS)
+    source = Source("questions", [{"prompt": "a", "completion": "b"}], PROMPT_COMPLETION)
     with pytest.raises(DataError, match=r"questions contains prompts and completions.*--text_column"):
         encode_splits(source, build_char_tokenizer("ab"))
 
@@ -218,7 +218,7 @@ def test_a_text_becomes_the_windows_of_its_splits():
 
 def test_examples_become_batches_with_the_first_validation_prompt():
     rows = [{"prompt": f"{n} and 1?", "completion": f" {n + 1}!"} for n in range(30)]
-    source, lines = Source("sums", [*rows, {"prompt": "x" * 50, "completion": " é"}], PAIRS), []
+    source, lines = Source("sums", [*rows, {"prompt": "x" * 50, "completion": " é"}], PROMPT_COMPLETION), []
     prepared = prepare(source, build_char_tokenizer(ALPHABET), 20, windows_per_step=4, report=lines.append)
     assert (prepared.steps, prepared.prompt) == (7, "27 and 1?")
     assert (len(prepared.train), len(prepared.validation)) == (7 * 4, 4)

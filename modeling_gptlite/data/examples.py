@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from tokenization.corpus import Encoder
 
 from . import DataError
-from .layouts import CONVERSATIONS, Part
+from .formats import CONVERSATIONAL, Part
 from .sources import Source
 from .windows import IGNORED, random_numbers, single
 
@@ -88,7 +88,7 @@ def encode_examples(
     `encoder.unknown` then counts what the tokenizer has no token for.
 
     Raises:
-        DataError: A row is not of the source's layout, the tokenizer has no end-of-text token, or a split is empty.
+        DataError: A row is not of the source's format, the tokenizer has no end-of-text token, or a split is empty.
     """
     tokenizer = encoder.tokenizer
     if tokenizer.eos_token is None:
@@ -99,7 +99,7 @@ def encode_examples(
     for number, row in enumerate(source.documents, 1):
         parts = source.parts(row, number, tokenizer.special_tokens_map)
         split = train if number <= cut else validation
-        split.add(_encode(parts, encoder, begins=source.layout is not CONVERSATIONS), context)
+        split.add(_encode(parts, encoder, begins=source.format is not CONVERSATIONAL), context)
     for split, name in ((train, "training"), (validation, "validation")):
         if not len(split):
             raise DataError(f"{source.name}: none of {rows:,} rows is left for {name}; {split.skipped:,} are too long")

@@ -25,7 +25,7 @@ from tokenization.corpus import Encoder, map_ids, tokenizer_state, write_ids
 from . import DataError
 from .examples import EvaluationExamples, ShuffledExamples, encode_examples
 from .files import cache_dir
-from .layouts import TEXT
+from .formats import LANGUAGE_MODELING
 from .sources import Source
 from .windows import EvaluationWindows, RandomWindows
 
@@ -123,7 +123,7 @@ def prepare(
         DataError: The text cannot be read or is too short, or the ids cannot be stored.
     """
 
-    encode = _encode_text if source.layout is TEXT else _encode_examples
+    encode = _encode_text if source.format is LANGUAGE_MODELING else _encode_examples
     encoded = encode(source, tokenizer, context, seed, validation_fraction, report)
     steps = max_steps if max_steps > 0 else max(1, round(epochs * encoded.samples / windows_per_step))
     about = {name: getattr(source, name) for name in ("hub_dataset", "language", "license")}
@@ -169,7 +169,7 @@ def _encode_examples(
     facts = {
         "name": source.name,
         "sha256": source.scan("").sha256,
-        "examples": source.layout.name,
+        "examples": source.format.name,
         "train_examples": len(train),
         "validation_examples": len(validation),
         "train_tokens": len(train.ids),
@@ -197,8 +197,8 @@ def encode_splits(
     Raises:
         DataError: The source contains examples, a character has no token, or the ids cannot be stored.
     """
-    if source.layout is not TEXT:
-        raise DataError(f"{source.name} contains {source.layout.name}, not text; name a column with --text_column")
+    if source.format is not LANGUAGE_MODELING:
+        raise DataError(f"{source.name} contains {source.format.name}, not text; name a column with --text_column")
     separator = tokenizer.eos_token or ""
     scan = source.scan(separator)
     cut = int(scan.characters * (1 - validation_fraction))

@@ -15,7 +15,7 @@ from typing import Any
 import transformers
 from transformers import GenerationConfig, TrainerCallback
 
-from ..data.layouts import TEXT
+from ..data.formats import LANGUAGE_MODELING
 from ..data.prepare import Prepared, prepare
 from ..data.sources import open_source
 from ..errors import UserError
@@ -141,7 +141,7 @@ def start(
 def _choose_size(model: ModelArguments, data: DataArguments, training, given, source) -> dict[str, Any]:
     """The settings that `--preset auto` stands for, after models of its table were measured."""
     # Pieces must divide the context, which is known if nothing is given that sets it.
-    divides = source.layout is TEXT and not given.keys() & {"context_length", "model_overrides"}
+    divides = source.format is LANGUAGE_MODELING and not given.keys() & {"context_length", "model_overrides"}
 
     def measure(size: sizing.Size) -> tuple[float, int]:
         args = copy.copy(training)
