@@ -13,8 +13,8 @@ import torch
 from helpers import ROOT, call, refused, tiny_model
 from transformers import AutoTokenizer
 
-from modeling_gptlite.data.examples import EvaluationExamples, encode_examples
-from modeling_gptlite.data.layouts import CHAT_TEMPLATE, CONVERSATIONS
+from modeling_gptlite.data.examples import EvaluationExamples, Examples, encode_rows
+from modeling_gptlite.data.formats import CHAT_TEMPLATE, CONVERSATIONAL
 from modeling_gptlite.data.sources import Source
 from modeling_gptlite.errors import UserError
 from modeling_gptlite.runs.chat import Chat
@@ -270,9 +270,9 @@ def test_what_the_model_learns_is_what_the_template_marks(system):
         messages, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True
     )
     tokenizer.chat_template = CHATML.replace("MARKED", CONTENT)
-    source = Source("test", [{"messages": messages}] * 2, CONVERSATIONS)
+    source = Source("test", [{"messages": messages}] * 2, CONVERSATIONAL)
     source.share_template(tokenizer)
-    examples, _ = encode_examples(source, Encoder(tokenizer), context=500, validation_fraction=0.5)
+    examples = Examples.of(encode_rows(source, Encoder(tokenizer), validation_fraction=0.5)[0], context=500)
     assert examples.ids == marked["input_ids"]
     assert examples.is_target == list(map(bool, marked["assistant_masks"]))
     assert tokenizer.decode(examples.completion(0)) == "2<|im_end|>\nThat is\n3.<|im_end|>\n"

@@ -206,7 +206,7 @@ def test_trls_supervised_trainer_trains_the_model(rows, trained, tmp_path):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     settings = {}
     if "messages" in rows[0]:
-        from modeling_gptlite.data.layouts import CHAT_TEMPLATE
+        from modeling_gptlite.data.formats import CHAT_TEMPLATE
 
         tokenizer.chat_template, settings = CHAT_TEMPLATE, {"assistant_only_loss": True}
     args = trl.SFTConfig(**trl_settings(tmp_path, max_length=32, **settings))

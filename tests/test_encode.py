@@ -10,7 +10,7 @@ from helpers import TEXT, write_rows
 
 from modeling_gptlite.data import DataError, files
 from modeling_gptlite.data.encode import encode, encode_text, joined, make_tokenizer
-from modeling_gptlite.data.layouts import PAIRS
+from modeling_gptlite.data.formats import PROMPT_COMPLETION
 from modeling_gptlite.data.sources import Source, SourceArguments, open_source
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, encode_corpus
 
@@ -90,7 +90,7 @@ def test_the_end_of_text_token_stands_between_documents_only():
 
 
 def test_examples_are_not_text_that_can_be_split():
-    source = Source("questions", [{"prompt": "a", "completion": "b"}], PAIRS)
+    source = Source("questions", [{"prompt": "a", "completion": "b"}], PROMPT_COMPLETION)
     with pytest.raises(DataError, match=r"questions contains prompts and completions.*--text_column"):
         encode_text(source, build_char_tokenizer("ab"))
 
@@ -219,7 +219,7 @@ def test_a_text_becomes_the_windows_of_its_splits():
 
 def test_examples_become_batches_with_the_first_validation_prompt():
     rows = [{"prompt": f"{n} and 1?", "completion": f" {n + 1}!"} for n in range(30)]
-    source, lines = Source("sums", [*rows, {"prompt": "x" * 50, "completion": " é"}], PAIRS), []
+    source, lines = Source("sums", [*rows, {"prompt": "x" * 50, "completion": " é"}], PROMPT_COMPLETION), []
     text = encode(source, build_char_tokenizer(ALPHABET), report=lines.append)
     assert text.samples_per_epoch(20) == 27
     prepared = text.cut(20, windows_per_step=4, steps=7, report=lines.append)
@@ -238,7 +238,7 @@ def test_an_epoch_of_text_is_as_many_windows_as_it_has_contexts():
 
 def test_rows_are_truncated_to_the_context_of_each_cut_and_left_out_if_a_completion_is_longer():
     rows = [{"prompt": "x" * 30, "completion": " yes"}, {"prompt": "x", "completion": "y" * 30}] * 5
-    text, lines = encode(Source("test", rows, PAIRS), build_char_tokenizer(ALPHABET), 0.2), []
+    text, lines = encode(Source("test", rows, PROMPT_COMPLETION), build_char_tokenizer(ALPHABET), 0.2), []
     short, long = (text.cut(context, 1, 1, report=lines.append).facts for context in (10, 60))
     assert (short["train_examples"], long["train_examples"]) == (4, 8)
     assert lines == [

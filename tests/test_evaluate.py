@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
-from helpers import TEXT, call, files, refused
+from helpers import ROOT, TEXT, call, files, refused
 
-from modeling_gptlite.data.sources import SOURCES, BuiltIn, TextFile
+from modeling_gptlite.data.sources import SOURCES, BuiltIn, SourceArguments, TextFile
+from modeling_gptlite.evaluation.evaluate import ROWS, source_of_run
 from modeling_gptlite.runs.publish import staged
 from scripts import evaluate
 
@@ -76,6 +78,21 @@ def test_the_text_of_the_run_is_the_default(trained, text_file, tmp_path, monkey
     assert "BLEU" not in out
 
 
+def test_a_flag_wins_over_the_record(trained, tmp_path):
+    run = json.loads((trained / "run.json").read_text())
+    run["data"]["hub_dataset"] = "ada/texts"
+    run["arguments"] |= {"text_column": "story", "validation_fraction": 0.2}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    args = source_of_run(str(tmp_path), SourceArguments(validation_fraction=0.5), given={"validation_fraction"})
+    assert args == SourceArguments(dataset="ada/texts", text_column="story", validation_fraction=0.5)
+
+
+def test_a_model_that_is_not_there_is_found_before_any_is_evaluated(trained, text_file, monkeypatch, capsys):
+    monkeypatch.delattr("modeling_gptlite.evaluation.statistics.score_tokens")
+    argv = ["--model", trained, trained.parent / "nowhere", f"--train_file={text_file}"]
+    refused(evaluate.main, *argv, capsys=capsys, told=["no such folder", "nowhere"])
+
+
 def test_the_card_and_a_push_tell_the_results(trained, text_file, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     evaluated(f"--model={folder}", f"--train_file={text_file}", "--card", *FEW, capsys=capsys)
@@ -85,12 +102,27 @@ def test_the_card_and_a_push_tell_the_results(trained, text_file, tmp_path, caps
     with staged(folder, "ada/bottles") as published:
         cards = [(place / "README.md").read_text() for place in (folder, published)]
     for text in cards:
-        assert f"| BLEU, over characters | {results['models'][0]['bleu']:.2f} |" in text
+        assert f"| BLEU (characters) | {results['models'][0]['bleu']:.2f} |" in text
         assert results["models"][0]["chrf_signature"] in text
         assert "## Training\n" in text
     evaluated(f"--model={folder}", f"--train_file={text_file}", "--card", "--num_samples=0", capsys=capsys)
     assert "BLEU" not in (folder / "README.md").read_text()
     assert "95 % interval" in (folder / "README.md").read_text()
+
+
+def first_cells(markdown):
+    """What the first column of the tables in a text contains."""
+    return re.findall(r"^\| ([^|]+?) \|", markdown, re.MULTILINE)
+
+
+def test_page_and_card_have_the_words_of_the_table():
+    page = (ROOT / "docs/training.md").read_text()
+    assert first_cells(page[page.index("| row | meaning |") :])[1:] == list(ROWS)
+    card = (ROOT / "model_card.md").read_text()
+    section = card[card.index("## Evaluation") : card.index("## Training")]
+    labels = first_cells(section)[1:]
+    assert len(labels) == 8
+    assert set(labels) <= set(ROWS)
 
 
 MISTAKES = {

@@ -6,9 +6,9 @@ from helpers import refused, tiny_model
 from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
-from modeling_gptlite.data import layouts
+from modeling_gptlite.data import formats
 from modeling_gptlite.data.examples import EvaluationExamples, Examples, ShuffledExamples, encode_rows
-from modeling_gptlite.data.layouts import CHAT_TEMPLATE
+from modeling_gptlite.data.formats import CHAT_TEMPLATE
 from modeling_gptlite.data.sources import Source
 from modeling_gptlite.data.windows import whole_batch
 from modeling_gptlite.training.metrics import evaluate_loss
@@ -32,7 +32,7 @@ every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=
 
 
 def source_of(rows):
-    return Source("test", rows, layouts.CONVERSATIONS if "messages" in rows[0] else layouts.PAIRS)
+    return Source("test", rows, formats.CONVERSATIONAL if "messages" in rows[0] else formats.PROMPT_COMPLETION)
 
 
 def encode(rows, tokenizer=TOKENIZERS["char"], context=200, validation_fraction=0.1):
@@ -188,7 +188,8 @@ BAD_ROWS = {
     "not JSON": ('{"prompt": "a", "completion": "b"}\n{"prompt": ', ["line 2", "not JSON"]),
     "not an object": ('{"prompt": "a", "completion": "b"}\n[1]', ["line 2", "not a JSON object"]),
     "null": ('{"messages": [{"role": "user", "content": null}]}', ["row 1", "message 1 is null"]),
-    "half a character": ('{"prompt": "a", "completion": "\\ud83c"}', ["rows.jsonl, line 1", "ud83c"]),
+    "half a character": ('{"prompt": "a", "completion": "\\ud83c"}', ["rows.jsonl, row 1", "ud83c", "surrogates"]),
+    "half a character in text": ('{"text": "a\\ud83c"}', ["rows.jsonl, row 1", "ud83c", "surrogates"]),
     "no completion": ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', ["row 2", "completion"]),
     "empty completion": ('{"prompt": "a", "completion": ""}', ["row 1", "empty"]),
     "no text": ('{"prompt": "a", "completion": 3}', ["row 1", "must be text"]),

@@ -27,7 +27,7 @@ LAYERS = {
     "data": ("modeling_gptlite/data/*.py", "datasets numpy torch transformers", "errors files tokenization"),
     "training": (
         "modeling_gptlite/training/*.py",
-        "accelerate filelock huggingface_hub numpy sacrebleu safetensors torch transformers",
+        "accelerate filelock huggingface_hub safetensors torch transformers",
         "data decoding errors files hub loading",
     ),
     "interchange": (
@@ -47,8 +47,13 @@ LAYERS = {
     ),
     "runs": (
         "modeling_gptlite/runs/*.py",
-        "accelerate huggingface_hub jinja2 matplotlib numpy peft sacrebleu torch transformers yaml",
+        "accelerate huggingface_hub jinja2 matplotlib peft torch transformers yaml",
         "data decoding engine errors files hub interchange loading package tokenization training",
+    ),
+    "evaluation": (
+        "modeling_gptlite/evaluation/*.py",
+        "numpy sacrebleu torch transformers",
+        "data decoding errors files loading package runs training",
     ),
 }
 FILES = [(layer, path) for layer, (files, *_) in LAYERS.items() for path in sorted(ROOT.glob(files))]

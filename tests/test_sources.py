@@ -1,4 +1,4 @@
-"""Files, data sets and built-in texts as sources: `data/sources.py`, and the layouts of `data/layouts.py`."""
+"""Files, datasets and built-in texts as sources: `data/sources.py`, and the formats of `data/formats.py`."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import pytest
 from helpers import write_rows
 
 from modeling_gptlite.data import DataError
-from modeling_gptlite.data.layouts import CONVERSATIONS, PAIRS, TEXT
+from modeling_gptlite.data.formats import CONVERSATIONAL, LANGUAGE_MODELING, PROMPT_COMPLETION
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, Source, SourceArguments, open_source
 from tokenization import build_char_tokenizer
 
@@ -74,7 +74,7 @@ def test_files_are_documents_and_name_the_source(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
     source = open_files(tmp_path / "b.txt", tmp_path / "a.txt")
-    assert (source.name, source.layout) == ("b.txt a.txt", TEXT)
+    assert (source.name, source.format) == ("b.txt a.txt", LANGUAGE_MODELING)
     assert ["".join(document) for document in source.documents] == ["b", "a"]
     assert (source.language, source.license, source.hub_dataset) == (None, None, None)
 
@@ -98,24 +98,24 @@ def test_arguments_that_contradict_each_other_are_refused(arguments, message):
         open_source(SourceArguments(**arguments))
 
 
-# ---- Layouts -------------------------------------------------------------------------------------------------------
+# ---- Formats -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "ROWS.JSONL"])
 @pytest.mark.parametrize(
-    ("row", "layout", "text"),
+    ("row", "format", "text"),
     [
-        ({"messages": TALK, "text": "x"}, CONVERSATIONS, "user: 1 and 1?\nassistant: 2"),
-        ({"prompt": "a", "completion": "b", "id": 3}, PAIRS, "ab"),
-        ({"text": "a", "prompt": "b"}, TEXT, "a"),
+        ({"messages": TALK, "text": "x"}, CONVERSATIONAL, "user: 1 and 1?\nassistant: 2"),
+        ({"prompt": "a", "completion": "b", "id": 3}, PROMPT_COMPLETION, "ab"),
+        ({"text": "a", "prompt": "b"}, LANGUAGE_MODELING, "a"),
     ],
     ids=["conversations", "pairs", "text"],
 )
-def test_the_columns_of_rows_determine_their_layout(row, layout, text, name, rows):
+def test_the_columns_of_rows_determine_their_format(row, format, text, name, rows):
     file = write_rows(rows / "train.jsonl", [row] * 3)
     sources = [open_source(SourceArguments(dataset=str(rows))), open_files(file.rename(rows / name))]
     for source in sources:
-        assert source.layout is layout
+        assert source.format is format
         assert text_of(source) == 3 * text
 
 
@@ -142,7 +142,7 @@ def test_a_wrong_message_is_refused_with_the_number_of_its_row(messages, told, t
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_advice():
     template = "{{ messages | length }}{{ messages[-1]['content'] }}"
-    source = Source("test", [{"messages": TALK * 2}], CONVERSATIONS, chat_template=template)
+    source = Source("test", [{"messages": TALK * 2}], CONVERSATIONAL, chat_template=template)
     with pytest.raises(DataError, match=r"row 1.*each reply into its own row"):
         text_of(source)
 
@@ -151,7 +151,7 @@ def test_a_tokenizer_lends_its_template_or_receives_one():
     own, bare = build_char_tokenizer("abc"), build_char_tokenizer("abc")
     own.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     for tokenizer, text in ((own, "<user>1 and 1?<assistant>2"), (bare, "user: 1 and 1?\nassistant: 2")):
-        source = Source("test", [{"messages": TALK}], CONVERSATIONS)
+        source = Source("test", [{"messages": TALK}], CONVERSATIONAL)
         source.share_template(tokenizer)
         assert tokenizer.apply_chat_template(TALK, tokenize=False).removesuffix("<|endoftext|>") == text
         if tokenizer is bare:
@@ -215,12 +215,12 @@ def test_an_entry_in_the_table_makes_a_text_built_in(monkeypatch):
     assert (source.name, source.license) == ("zen", "psf-2.0")
 
 
-# ---- Data sets -----------------------------------------------------------------------------------------------------
+# ---- Datasets ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
-    """A folder for a data set, with the caches of `datasets` beside it."""
+    """A folder for a dataset, with the caches of `datasets` beside it."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
@@ -231,7 +231,7 @@ def rows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_each_row_of_a_data_set_is_a_document(kind, streaming, rows):
+def test_each_row_of_a_dataset_is_a_document(kind, streaming, rows):
     if kind == "csv":
         (rows / "train.csv").write_text("label,story\n1,one\n2,two\n", encoding="utf-8")
     else:
@@ -249,12 +249,12 @@ def test_a_missing_column_is_refused_with_those_there_are(streaming, rows):
 
 
 @pytest.mark.parametrize("name", ["someone/no-such-data-set", "./no/such/folder"])
-def test_a_data_set_that_cannot_be_loaded_is_named(name, rows):
-    with pytest.raises(DataError, match=rf"cannot load the data set '{name}': \S"):
+def test_a_dataset_that_cannot_be_loaded_is_named(name, rows):
+    with pytest.raises(DataError, match=rf"cannot load the dataset '{name}': \S"):
         open_source(SourceArguments(dataset=name))
 
 
-def test_a_data_set_on_the_hub_is_recorded(rows, monkeypatch):
+def test_a_dataset_on_the_hub_is_recorded(rows, monkeypatch):
     import datasets
 
     content = datasets.Dataset.from_dict({"text": ["one"]})
@@ -263,15 +263,15 @@ def test_a_data_set_on_the_hub_is_recorded(rows, monkeypatch):
     assert open_source(SourceArguments(dataset=str(rows))).hub_dataset is None
 
 
-@pytest.mark.parametrize("kind", ["data set", "file"])
+@pytest.mark.parametrize("kind", ["dataset", "file"])
 def test_a_row_without_text_is_refused_with_its_number(kind, rows):
     path = write_rows(rows / "train.jsonl", [{"story": "one"}, {"story": None}])
-    where = {"dataset": str(rows), "streaming": True} if kind == "data set" else {"train_file": [str(path)]}
+    where = {"dataset": str(rows), "streaming": True} if kind == "dataset" else {"train_file": [str(path)]}
     with pytest.raises(DataError, match=r"row 2: the column 'story' contains None"):
         text_of(open_source(SourceArguments(**where, text_column="story")))
 
 
-def test_an_error_in_the_middle_of_a_data_set_names_it(rows, monkeypatch):
+def test_an_error_in_the_middle_of_a_dataset_names_it(rows, monkeypatch):
     import datasets
 
     def breaks_off():
@@ -281,5 +281,5 @@ def test_an_error_in_the_middle_of_a_data_set_names_it(rows, monkeypatch):
 
     content = datasets.IterableDataset.from_generator(breaks_off)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: content)
-    with pytest.raises(DataError, match="cannot read the data set 'ada/texts': "):
+    with pytest.raises(DataError, match="cannot read the dataset 'ada/texts': "):
         text_of(open_source(SourceArguments(dataset="ada/texts", streaming=True)))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from modeling_gptlite.data.windows import EvaluationWindows
+from modeling_gptlite.training import metrics
 from modeling_gptlite.training.metrics import evaluate_loss
 
 
@@ -95,6 +96,23 @@ def test_the_trainers_evaluation_counts_every_target_once(tmp_path):
     trainer = trainer_for(model, tmp_path, per_device_eval_batch_size=7)
     expected = evaluate_loss(model, EvaluationWindows(IDS[CUT:], 32), batch_size=64)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_trainers_evaluation_holds_few_logits_in_its_own_precision(precision, dtype, tmp_path, monkeypatch):
+    trainer = trainer_for(tiny_model("modern-1m"), tmp_path, precision=precision)
+    expected, forward, seen = trainer.evaluate()["eval_loss"], trainer.model.lm_head.forward, []
+
+    def watched(hidden_states):
+        logits = forward(hidden_states)
+        seen.append((logits.numel(), logits.dtype))
+        return logits
+
+    monkeypatch.setattr(trainer.model.lm_head, "forward", watched)
+    monkeypatch.setattr(metrics, "LOGITS", 3000)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    assert max(seen)[0] <= 3000
+    assert {kind for _, kind in seen} == {dtype}
 
 
 def test_a_push_need_not_be_waited_for(hub, tmp_path):

@@ -25,7 +25,7 @@ from tokenization.corpus import Encoder, map_ids, tokenizer_state, write_ids
 from ..files import cache_dir, written
 from . import DataError
 from .examples import EncodedRow, EvaluationExamples, Examples, ShuffledExamples, encode_rows
-from .layouts import TEXT
+from .formats import LANGUAGE_MODELING
 from .sources import Source
 from .windows import EvaluationWindows, RandomWindows
 
@@ -91,7 +91,7 @@ def encode(
     Raises:
         DataError: The text cannot be read or is too short, a character has no token, or the ids cannot be stored.
     """
-    if source.layout is TEXT:
+    if source.format is LANGUAGE_MODELING:
         return encode_text(source, tokenizer, validation_fraction, report)
     encoder = Encoder(tokenizer)
     train, validation = encode_rows(source, encoder, validation_fraction)
@@ -185,7 +185,7 @@ class EncodedExamples:
         facts = {
             "name": self.source.name,
             "sha256": self.source.scan("").sha256,
-            "examples": self.source.layout.name,
+            "examples": self.source.format.name,
             "train_examples": len(train),
             "validation_examples": len(validation),
             "train_tokens": len(train.ids),
@@ -221,8 +221,8 @@ def encode_text(
     Raises:
         DataError: As for `encode`, or the source contains examples.
     """
-    if source.layout is not TEXT:
-        raise DataError(f"{source.name} contains {source.layout.name}, not text; name a column with --text_column")
+    if source.format is not LANGUAGE_MODELING:
+        raise DataError(f"{source.name} contains {source.format.name}, not text; name a column with --text_column")
     separator = tokenizer.eos_token or ""
     scan = source.scan(separator)
     cut = int(scan.characters * (1 - validation_fraction))

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from tokenization.corpus import Encoder
 
 from . import DataError
-from .layouts import CONVERSATIONS, Part
+from .formats import CONVERSATIONAL, Part
 from .sources import Source
 from .windows import IGNORED, random_numbers, single
 
@@ -112,7 +112,7 @@ def encode_rows(
     `encoder.unknown` then counts what the tokenizer has no token for.
 
     Raises:
-        DataError: A row is not of the source's layout, or the tokenizer has no end-of-text token.
+        DataError: A row is not of the source's format, or the tokenizer has no end-of-text token.
     """
     tokenizer = encoder.tokenizer
     if tokenizer.eos_token is None:
@@ -121,7 +121,7 @@ def encode_rows(
     rows = []
     for number, row in enumerate(source.documents, 1):
         parts = source.parts(row, number, tokenizer.special_tokens_map)
-        encoded = _encode(parts, encoder, begins=source.layout is not CONVERSATIONS)
+        encoded = _encode(parts, encoder, begins=source.format is not CONVERSATIONAL)
         ids = [token_id for part, _ in encoded for token_id in part]
         is_target = [learn for part, learn in encoded for _ in part]
         rows.append(EncodedRow(ids, is_target, last=len(encoded[-1][0])))

@@ -1,4 +1,4 @@
-"""Reading files: text as it is, JSONL line by line, folders, pipes, downloads.
+"""Reading files: text as it is, JSONL line by line, folders, downloads.
 
 for piece in read_text("my_book.txt"):
     ...
@@ -8,8 +8,6 @@ import codecs
 import http.client
 import json
 import os
-import shutil
-import stat
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,21 +22,28 @@ _PIECE_BYTES = 1 << 22
 
 
 def find_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The files that `paths` name: a folder stands for the `.txt` files in it, sorted by name; a pipe for a copy of it.
+    """The files that `paths` name: a folder stands for the `.txt` files in it, sorted by name.
 
     Raises:
-        DataError: A path does not exist, is a device, is empty or may not be read; or a folder contains no `.txt` file.
+        DataError: A path does not exist, is a pipe or a device, is empty or may not be read; or a folder contains no
+            `.txt` file.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"no such file: {path}")
-        files += _text_files(path) if path.is_dir() else [_copy_of_pipe(path)]
+        files += _text_files(path) if path.is_dir() else [_regular_file(path)]
     for path in files:
         check_readable(path, DataError)
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
     return files
+
+
+def _regular_file(path: Path) -> Path:
+    if not path.is_file() or str(path).startswith(("/dev/stdin", "/dev/fd/")):
+        raise DataError(f"{path} is a pipe or a device, which is read only once; save it to a file and name that")
+    return path
 
 
 def is_jsonl(path: str | os.PathLike) -> bool:
@@ -50,28 +55,6 @@ def _text_files(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"no .txt file in the folder {folder}")
     return found
-
-
-def _copy_of_pipe(path: Path) -> Path:
-    """A file as it is; of a pipe, which can be read only once, a copy in the cache, named after its content."""
-    mode = path.stat().st_mode
-    if stat.S_ISREG(mode) and path.parts[:2] != ("/", "dev"):  # /dev/stdin < FILE is read on, not again
-        return path
-    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        raise DataError(f"{path} is a terminal or another device; name a file, a folder or a pipe")
-    folder = cache_dir()
-    partial = folder / f"pipe.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(path, "rb") as pipe, open(partial, "wb") as copy:
-            shutil.copyfileobj(pipe, copy, _PIECE_BYTES)
-        copied = folder / "pipes" / sha256(partial)[:16] / path.name
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        return partial.replace(copied)
-    except OSError as error:
-        raise DataError(f"cannot copy {path} to {folder}: {error.strerror}; GPTLITE_CACHE names the folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -109,20 +92,24 @@ def read_text(path: str | os.PathLike) -> Iterator[str]:
                 return
 
 
-def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of JSONL files, one per line; empty lines are skipped.
+@dataclass(frozen=True)
+class RowFiles:
+    """The JSON objects of JSONL files, one per line; empty lines are skipped. Each iteration reads the files again.
 
-    Raises:
-        DataError: A line is not a JSON object, or its text is not valid Unicode; the message names file and line.
+    An iteration raises `DataError` if a line is not a JSON object; the message names file and line.
     """
-    for path in paths:
-        with open(path, encoding="utf-8") as file:
-            try:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield _row(line, f"{path}, line {number}")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8: {error}") from None
+
+    paths: list[Path]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for path in self.paths:
+            with open(path, encoding="utf-8") as file:
+                try:
+                    for number, line in enumerate(file, 1):
+                        if line.strip():
+                            yield _row(line, f"{path}, line {number}")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} is not UTF-8: {error}") from None
 
 
 def _row(line: str, place: str) -> dict[str, Any]:
@@ -132,14 +119,6 @@ def _row(line: str, place: str) -> dict[str, Any]:
         raise DataError(f"{place} is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{place}: {line.strip()[:40]!r} is not a JSON object")
-    if "\\ud" in line or "\\uD" in line:  # the only way to write a surrogate in valid UTF-8
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            code = ord(error.object[error.start])
-            raise DataError(
-                f"{place}: \\u{code:04x} is one half of a surrogate pair; remove it, or add the other"
-            ) from None
     return row
 
 

@@ -1,4 +1,4 @@
-"""Where text comes from: files, data sets, and the built-in texts of the table `SOURCES`.
+"""Where text comes from: files, datasets, and the built-in texts of the table `SOURCES`.
 
 source = open_source(SourceArguments(dataset="tinyshakespeare"))
 """
@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from tokenization.builders import END_OF_TEXT
 
 from . import DataError
-from .files import TextFile, download, find_files, is_jsonl, read_rows
-from .layouts import CHAT_TEMPLATE, EXAMPLES, TEXT, Layout, Part
+from .files import RowFiles, TextFile, download, find_files, is_jsonl
+from .formats import CHAT_TEMPLATE, EXAMPLES, LANGUAGE_MODELING, DatasetFormat, Part
 
 
 # ---- Sources -------------------------------------------------------------------------------------------------------
@@ -39,9 +39,9 @@ class Source:
     """Documents that can be read again and again, and are never all in memory.
 
     Attributes:
-        name: Of the files, data set or built-in text.
-        documents: Each iteration over them is a new reading. Pieces of text for the layout `TEXT`, else rows.
-        layout: What a document contains.
+        name: Of the files, dataset or built-in text.
+        documents: Each iteration over them is a new reading. Pieces of text for `LANGUAGE_MODELING`, else rows.
+        format: What a document contains.
         language, license: Of a built-in text.
         hub_dataset: Repository id, if the text comes from the Hub.
         chat_template: Jinja template that turns messages into text.
@@ -49,7 +49,7 @@ class Source:
 
     name: str
     documents: Iterable[Any]
-    layout: Layout = TEXT
+    format: DatasetFormat = LANGUAGE_MODELING
     language: str | None = None
     license: str | None = None
     hub_dataset: str | None = None
@@ -60,14 +60,14 @@ class Source:
         """The text that a tokenizer has to know, in pieces, without special tokens.
 
         Raises:
-            DataError: A document cannot be read, or is not of this layout.
+            DataError: A document cannot be read, or is not of this format.
         """
         yield from self._read(END_OF_TEXT)
 
     def scan(self, separator: str) -> Scan:
         """Length and hash of the documents with `separator` between them; reads them unless `texts` has done so."""
         known = self._scan
-        if known is None or (self.layout is TEXT and known.separator != separator and known.documents > 1):
+        if known is None or (self.format is LANGUAGE_MODELING and known.separator != separator and known.documents > 1):
             for _ in self._read(separator):
                 pass
         assert self._scan is not None
@@ -77,34 +77,40 @@ class Source:
         """All texts; remembers at the end what the reading found, so that no other one is needed for that."""
         digest, documents, characters = hashlib.sha256(), 0, 0
         for documents, document in enumerate(self.documents, 1):
-            if self.layout is not TEXT:
+            if self.format is not LANGUAGE_MODELING:
                 row = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
-                digest.update(row.encode("utf-8", "surrogatepass"))
+                digest.update(self._utf8(row, documents))
             elif documents > 1:
                 digest.update(separator.encode())
                 characters += len(separator)
             for text, _ in self.parts(document, documents):
-                if self.layout is TEXT:
-                    digest.update(text.encode("utf-8", "surrogatepass"))
+                if self.format is LANGUAGE_MODELING:
+                    digest.update(self._utf8(text, documents))
                 characters += len(text)
                 yield text
         self._scan = Scan(separator, documents, characters, digest.hexdigest())
+
+    def _utf8(self, text: str, number: int) -> bytes:
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, such as \ud83c
+            raise DataError(f"{self.name}, row {number}: {error}; remove that character") from None
 
     def parts(self, document: Any, number: int, special_tokens: dict[str, str] | None = None) -> Iterable[Part]:
         """The text of document `number`, counted from 1, in order; and for each part whether it is to be learnt.
 
         Raises:
-            DataError: The document is not of this layout.
+            DataError: The document is not of this format.
         """
         try:
-            return self.layout.parts(document, self.chat_template, special_tokens or {})
+            return self.format.parts(document, self.chat_template, special_tokens or {})
         except Exception as error:  # a chat template can raise anything
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{self.name}, row {number}: {reason}") from error
 
     def share_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Conversations: use the tokenizer's chat template; if it has none, set this one, which is saved with it."""
-        if "messages" not in self.layout.columns:
+        if "messages" not in self.format.columns:
             return
         if tokenizer.chat_template:
             self.chat_template = tokenizer.chat_template
@@ -118,13 +124,27 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """An iterable that calls `start` for each new iteration."""
+class Rows:
+    """The rows of a dataset, or the text of one of its columns as documents; each iteration reads them again."""
 
-    start: Callable[[], Iterator[Any]]
+    name: str
+    rows: Iterable[dict[str, Any]]
+    text_column: str | None
 
     def __iter__(self) -> Iterator[Any]:
-        return self.start()
+        try:
+            for number, row in enumerate(self.rows, 1):
+                if self.text_column is None:
+                    yield row
+                elif isinstance(text := row.get(self.text_column), str):
+                    yield [text]
+                else:
+                    place = f"{self.name}, row {number}"
+                    raise DataError(f"{place}: the column {self.text_column!r} contains {text!r}, which is not text")
+        except DataError:
+            raise
+        except Exception as error:  # `datasets` raises a dozen types
+            raise DataError(f"cannot read the dataset {self.name!r}: {_reason(error)}") from error
 
 
 # ---- Built-in texts ------------------------------------------------------------------------------------------------
@@ -171,7 +191,7 @@ AUTO = "auto"
 
 @dataclass
 class SourceArguments:
-    """The text: files, a data set, or a built-in text."""
+    """The text: files, a dataset, or a built-in text."""
 
     train_file: list[str] | None = field(
         default=None,
@@ -184,16 +204,16 @@ class SourceArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a data set's Hub name or local folder. "
+            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
             f"Default: {AUTO}, unless --train_file is given."
         },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     text_column: str | None = field(
         default=None,
-        metadata={"help": "The data set's column of text. Default: text, unless there are columns of examples."},
+        metadata={"help": "The dataset's column of text. Default: text, unless there are columns of examples."},
     )
-    streaming: bool = field(default=False, metadata={"help": "Read the data set row by row, without a local copy."})
+    streaming: bool = field(default=False, metadata={"help": "Read the dataset row by row, without a local copy."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Fraction of the text, at its end, that is used for validation only."}
     )
@@ -229,10 +249,11 @@ def _open_files(paths: list[str], text_column: str | None) -> Source:
     if kinds == {False}:
         return Source(name, [TextFile(path) for path in files])
     for path in files:
-        if next(read_rows([path]), None) is None:
+        if next(iter(RowFiles([path])), None) is None:
             raise DataError(f"{path} is empty")
-    columns = list(next(read_rows(files)))
-    return _open_rows(name, columns, lambda _: Reading(partial(read_rows, files)), text_column)
+    rows = RowFiles(files)
+    format, text_column = _format_of(name, list(next(iter(rows))), text_column)
+    return Source(name, Rows(name, rows, text_column), format)
 
 
 def _open_built_in(names: list[str], report: Callable[[str], None]) -> Source:
@@ -248,41 +269,24 @@ def _open_built_in(names: list[str], report: Callable[[str], None]) -> Source:
 
 
 def _open_dataset(name: str, args: SourceArguments) -> Source:
-    """The train split of a data set on the Hub or in a local folder."""
+    """The train split of a dataset on the Hub or in a local folder."""
     rows = _load_rows(name, args.dataset_config, args.streaming)
-    columns = rows.column_names or list(next(iter(rows)))  # a streamed data set may not know them before it is read
-
-    def select(columns: list[str]) -> Reading:
-        return Reading(partial(_checked, name, rows.select_columns(columns)))
-
-    source = _open_rows(name, columns, select, args.text_column)
-    source.hub_dataset = None if os.path.exists(name) else name
-    return source
+    columns = rows.column_names or list(next(iter(rows)))  # a streamed dataset may not know them before it is read
+    format, text_column = _format_of(name, columns, args.text_column)
+    rows = rows.select_columns([text_column] if text_column else list(format.columns))
+    hub_dataset = None if os.path.exists(name) else name
+    return Source(name, Rows(name, rows, text_column), format, hub_dataset=hub_dataset)
 
 
-def _open_rows(
-    name: str, columns: list[str], select: Callable[[list[str]], Iterable[Any]], text_column: str | None
-) -> Source:
-    """Rows of examples, if there are columns of such; else those of one column of text, each a document.
-
-    Args:
-        select: Returns the rows, with these columns at least; each iteration is a new reading.
-    """
-    for layout in EXAMPLES if text_column is None else ():
-        if set(layout.columns) <= set(columns):
-            return Source(name, select(list(layout.columns)), layout)
+def _format_of(name: str, columns: list[str], text_column: str | None) -> tuple[DatasetFormat, str | None]:
+    """Examples, if there are columns of such; else text, with the name of its column."""
+    for format in EXAMPLES if text_column is None else ():
+        if set(format.columns) <= set(columns):
+            return format, None
     text_column = text_column or "text"
     if text_column not in columns:
-        raise DataError(f"the data set {name!r} has no column {text_column!r}; its columns: {', '.join(columns)}")
-    return Source(name, Reading(partial(_text_documents, name, select([text_column]), text_column)))
-
-
-def _text_documents(name: str, rows: Iterable[dict[str, Any]], column: str) -> Iterator[list[str]]:
-    for number, row in enumerate(rows, 1):
-        text = row.get(column)
-        if not isinstance(text, str):
-            raise DataError(f"{name}, row {number}: the column {column!r} contains {text!r}, which is not text")
-        yield [text]
+        raise DataError(f"the dataset {name!r} has no column {text_column!r}; its columns: {', '.join(columns)}")
+    return LANGUAGE_MODELING, text_column
 
 
 def _load_rows(name: str, config: str | None, streaming: bool) -> Any:
@@ -292,18 +296,11 @@ def _load_rows(name: str, config: str | None, streaming: bool) -> Any:
         datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(name, config, split="train", streaming=streaming)
-        next(iter(rows), None)  # a streamed data set is read only now
+        next(iter(rows), None)  # a streamed dataset is read only now
         return rows
     except Exception as error:  # the library raises a dozen types, most of them about the network
         built_in = "" if "/" in name else f" (built in are {', '.join([AUTO, *SOURCES])})"
-        raise DataError(f"cannot load the data set {name!r}: {_reason(error)}{built_in}") from error
-
-
-def _checked(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    try:
-        yield from rows
-    except Exception as error:
-        raise DataError(f"cannot read the data set {name!r}: {_reason(error)}") from error
+        raise DataError(f"cannot load the dataset {name!r}: {_reason(error)}{built_in}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -84,14 +84,14 @@ class EvaluationWindows(Dataset):
 
 
 def single(windows: Any, index: int) -> dict[str, torch.Tensor]:
-    """One sample of a data set that slices whole batches."""
+    """One sample of a dataset that slices whole batches."""
     if not 0 <= index < len(windows):
         raise IndexError(index)  # which ends a `for` loop over the windows
     return {name: tensor[0] for name, tensor in windows.__getitems__([index]).items()}
 
 
 def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The collate function for data sets that return a whole batch from `__getitems__`."""
+    """The collate function for datasets that return a whole batch from `__getitems__`."""
     return batch
 
 

@@ -78,9 +78,9 @@ def start(settings: Mapping[str, Any], log: Log = print) -> Run:
     if checkpoint:
         resolved = auto.resume(settings, recorded_run(checkpoint))
     else:
-        facts = auto.Facts(text.train_tokens, text.divides, count_steps(settings, text, tokenizer))
         measure = Measure(text, tokenizer, added, began)
-        resolved = auto.resolve(settings, facts, measure, measure.elapsed)
+        known = auto.Facts(text.train_tokens, text.divides, count_steps(settings, text, tokenizer))
+        resolved = auto.resolve(settings, known, measure, measure.elapsed)
     for line in resolved.lines:
         log(line)
 

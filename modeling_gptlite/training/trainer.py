@@ -29,7 +29,7 @@ from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
 from .hardware import training_attention
-from .metrics import mean_loss, smoothed_loss, window_losses
+from .metrics import by_token, mean_loss, plain_head, smoothed_loss, token_losses, window_losses
 from .optim import build_adamw, build_muon, warm_up_momentum
 
 
@@ -121,12 +121,13 @@ class CausalLMTrainer(Trainer):
         else:
             model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         model.eval()
+        head = plain_head(self.model, model)
         per_window = []
         with torch.no_grad():
             for batch in dataloader:
-                logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-                losses_and_counts = window_losses(logits, batch["shift_labels"])
-                per_window.append(self.accelerator.gather_for_metrics(losses_and_counts))
+                targets = batch["shift_labels"]
+                (losses,) = by_token(model, head, batch["input_ids"], targets, token_losses)
+                per_window.append(self.accelerator.gather_for_metrics(window_losses(losses, targets)))
         metrics = {f"{metric_key_prefix}_loss": mean_loss(per_window)}
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]  # no predictions
 

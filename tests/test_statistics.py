@@ -1,4 +1,4 @@
-"""Evaluation beyond the loss: every number against another way to compute it."""
+"""Statistics of predictions and of generated text: every number against another way to compute it."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from helpers import TEXT, tiny_model
 
 from modeling_gptlite.data.windows import EvaluationWindows
-from modeling_gptlite.training import evaluation
+from modeling_gptlite.evaluation import statistics
 from tokenization import build_char_tokenizer, encode_corpus
 
 
@@ -19,7 +19,7 @@ from tokenization import build_char_tokenizer, encode_corpus
 def test_every_target_is_scored_as_by_a_plain_loop(tokens):
     model = tiny_model("modern-1m", initializer_range=0.5)
     ids = np.random.default_rng(0).integers(65, size=tokens).astype(np.uint16)
-    scores = evaluation.score_tokens(model, EvaluationWindows(ids, 16), batch_size=2)
+    scores = statistics.score_tokens(model, EvaluationWindows(ids, 16), batch_size=2)
     expected = []
     with torch.no_grad():
         for target in range(1, tokens):
@@ -36,7 +36,7 @@ def test_every_target_is_scored_as_by_a_plain_loop(tokens):
 
 def test_the_interval_of_independent_values_is_the_textbooks():
     values = np.random.default_rng(1).normal(2.0, 1.0, size=20_000)
-    low, high = evaluation.confidence_interval(values)
+    low, high = statistics.confidence_interval(values)
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(20_000), rel=0.25)
 
@@ -44,12 +44,12 @@ def test_the_interval_of_independent_values_is_the_textbooks():
 def test_the_interval_knows_that_neighbours_are_alike():
     values = np.random.default_rng(1).normal(2.0, 1.0, size=20_000)
     alike = np.repeat(values[:200], 100)
-    low, high = evaluation.confidence_interval(alike)
+    low, high = statistics.confidence_interval(alike)
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(200), rel=0.25)
 
 
 def test_the_interval_of_a_single_value_is_that_value():
-    assert evaluation.confidence_interval(np.array([1.5])) == (1.5, 1.5)
+    assert statistics.confidence_interval(np.array([1.5])) == (1.5, 1.5)
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_the_bins():
@@ -57,13 +57,13 @@ def test_the_calibration_error_is_the_weighted_gap_of_the_bins():
     hits = np.array([True, True, True, False, True, True])
     # 15 bins: the four of 0.95 with the one of 1.0 in the last, 0.5 in the eighth
     expected = (abs(4 - 4.8) + abs(1 - 0.5)) / 6
-    assert evaluation.expected_calibration_error(confidences, hits) == pytest.approx(expected)
+    assert statistics.expected_calibration_error(confidences, hits) == pytest.approx(expected)
 
 
 def test_honest_confidence_has_no_calibration_error():
     random = np.random.default_rng(0)
     confidences = random.uniform(size=200_000)
-    assert evaluation.expected_calibration_error(confidences, random.uniform(size=200_000) < confidences) < 0.01
+    assert statistics.expected_calibration_error(confidences, random.uniform(size=200_000) < confidences) < 0.01
 
 
 # ---- Continuations -------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_continuations_begin_at_evenly_spaced_places_and_stand_beside_the_true_t
     tokenizer = build_char_tokenizer(TEXT)
     ids = encode_corpus(TEXT[:1000], tokenizer)
     model = tiny_model("modern-1m", vocab_size=len(tokenizer))
-    texts, references = evaluation.write_continuations(model, tokenizer, ids, count=3, prompt_tokens=10, length=50)
+    texts, references = statistics.write_continuations(model, tokenizer, ids, count=3, prompt_tokens=10, length=50)
     assert references == [TEXT[10:60], TEXT[480:530], TEXT[950:1000]]
     assert [len(tokenizer(text)["input_ids"]) for text in texts] == [50, 50, 50]
 
@@ -89,38 +89,38 @@ def test_a_model_that_knows_the_text_by_heart_continues_it():
         model.model.embed_tokens.weight[:, :8] = 100 * torch.eye(8)
         model.lm_head.weight[:, :8] = 100 * torch.eye(8).roll(1, dims=0)
     ids = np.tile(np.arange(8), 20)
-    texts, references = evaluation.write_continuations(model, tokenizer, ids, 5, prompt_tokens=4, length=60)
+    texts, references = statistics.write_continuations(model, tokenizer, ids, 5, prompt_tokens=4, length=60)
     assert texts == references
-    scores = evaluation.similarity(texts, references)
+    scores = statistics.similarity(texts, references)
     assert (scores["bleu"], scores["chrf"]) == (pytest.approx(100), pytest.approx(100))
 
 
 def test_similarity_is_sacrebleus_own():
     sacrebleu = pytest.importorskip("sacrebleu")
     texts, references = ["the cat sat", "on a mat"], ["the cat was sitting", "on the mat"]
-    scores = evaluation.similarity(texts, references)
+    scores = statistics.similarity(texts, references)
     assert scores["bleu"] == sacrebleu.corpus_bleu(texts, [references], tokenize="char").score
     assert scores["chrf"] == sacrebleu.corpus_chrf(texts, [references]).score
     assert "tok:char" in scores["bleu_signature"]
 
 
 def test_words_that_the_ends_cut_do_not_count():
-    assert evaluation.whole_words("ing, and th'other: Ho! 'Tis na") == ["and", "th'other", "ho", "tis"]
+    assert statistics.whole_words("ing, and th'other: Ho! 'Tis na") == ["and", "th'other", "ho", "tis"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_the_vocabulary_does_not_depend_on_how_the_text_is_cut(size):
     text = "Now is the winter of our discontent\nmade glorious"
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    assert evaluation.vocabulary(pieces) == {*text.lower().split()}
+    assert statistics.vocabulary(pieces) == {*text.lower().split()}
 
 
 def test_distinct_and_known_words_are_shares():
     passages = [["to", "be", "or", "not", "to", "be"], ["to", "be"]]
-    assert evaluation.distinct(passages, 1) == 4 / 8
-    assert evaluation.distinct(passages, 2) == 4 / 6
-    assert evaluation.known_words(passages, {"to", "be"}) == 6 / 8
-    assert evaluation.distinct([[]], 2) == evaluation.known_words([], set()) == 0
+    assert statistics.distinct(passages, 1) == 4 / 8
+    assert statistics.distinct(passages, 2) == 4 / 6
+    assert statistics.known_words(passages, {"to", "be"}) == 6 / 8
+    assert statistics.distinct([[]], 2) == statistics.known_words([], set()) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -129,12 +129,12 @@ def test_the_longest_copy_is_what_a_search_by_hand_finds(seed):
     text, *texts = ("".join(random.choice(list("abé𝕏"), size=size)) for size in (300, 30, 0, 50))
     pieces = [text[start : start + 7] for start in range(0, 300, 7)]
     spans = {t[i:j] for t in texts for i in range(len(t)) for j in range(i, len(t) + 1)}
-    copy = evaluation.longest_copy(texts, pieces)
+    copy = statistics.longest_copy(texts, pieces)
     assert len(copy) == max(len(span) for span in spans if span in text)
     assert copy in text
     assert any(copy in t for t in texts)
 
 
 def test_a_text_learnt_by_heart_is_one_long_copy():
-    assert evaluation.longest_copy([f"xyz{TEXT[100:500]}xyz"], [TEXT]) == TEXT[100:500]
-    assert evaluation.longest_copy(["xyz"], ["abc"]) == ""
+    assert statistics.longest_copy([f"xyz{TEXT[100:500]}xyz"], [TEXT]) == TEXT[100:500]
+    assert statistics.longest_copy(["xyz"], ["abc"]) == ""

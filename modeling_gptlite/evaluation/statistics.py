@@ -1,4 +1,4 @@
-"""Evaluation beyond the loss: confidence interval, calibration, and statistics of generated text.
+"""Statistics of predictions and of generated text: confidence interval, calibration, similarity, words, copies.
 
 scores = score_tokens(model, EvaluationWindows(ids, context=256))
 low, high = confidence_interval(scores.losses)
@@ -13,7 +13,7 @@ import torch
 
 from ..data.windows import IGNORED, EvaluationWindows
 from ..decoding import SAMPLING
-from .metrics import predictions
+from ..training.metrics import measure_tokens
 
 
 _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2 ** 64
@@ -40,19 +40,23 @@ class TokenScores:
 def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> TokenScores:
     """Score every target of `windows` in the model's own precision. The mean of `losses` is that of `evaluate_loss`."""
     batches = []
-    for logits, targets in predictions(model, windows, batch_size):
+    for scores, targets in measure_tokens(model, windows, batch_size, _token_scores):
         counted = targets.ne(IGNORED)
-        log_probabilities, targets = logits.float().log_softmax(-1)[counted], targets[counted]
-        best, guesses = log_probabilities.max(-1)
-        losses = -log_probabilities.gather(-1, targets[:, None])[:, 0]
-        batches.append([tensor.cpu().numpy() for tensor in (losses, best.exp(), guesses.eq(targets))])
+        batches.append([tensor[counted].cpu().numpy() for tensor in scores])
     return TokenScores(*map(np.concatenate, zip(*batches, strict=True)))
+
+
+def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    log_probabilities = logits.float().log_softmax(-1)
+    best, guesses = log_probabilities.max(-1)
+    losses = -log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return losses, best.exp(), guesses.eq(targets)
 
 
 def confidence_interval(values: np.ndarray, blocks: int = 50, resamples: int = 2000) -> tuple[float, float]:
     """The 95 % interval of the mean of `values`, by a block bootstrap.
 
-    The losses of neighbouring tokens are correlated, so that `blocks` blocks of consecutive tokens are drawn with
+    The losses of neighboring tokens are correlated, so that `blocks` blocks of consecutive tokens are drawn with
     replacement, not single tokens (Kuensch, 1989). To compare two models on one text, pass the difference of their
     losses.
     """

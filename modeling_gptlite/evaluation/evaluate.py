@@ -1,20 +1,31 @@
 """Evaluating saved models on the same text: loss and its uncertainty, calibration, and the text that they generate.
 
-evaluation = evaluate_models(["out/quickstart", "out/tuned"], splits, EvaluationSettings(num_samples=16))
+source = open_source(SourceArguments(train_file=["my_book.txt"]))
+evaluation = evaluate_models(["out/quickstart", "out/tuned"], source, EvaluationSettings(num_samples=16))
 print(table(evaluation))
 """
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 
+from .. import GPTLiteForCausalLM
+from ..data.encode import EncodedText, encode_text
+from ..data.sources import SOURCES, Source, SourceArguments, open_source
+from ..data.windows import EvaluationWindows
 from ..decoding import SAMPLING
 from ..errors import UserError, check
-from .record import RUN_FILE
+from ..loading import check_folder, load_for_inference, load_tokenizer
+from ..runs.card import render_card
+from ..runs.record import RecordError, plain, read_run, write_run
+from ..training import metrics
+from . import statistics
 
 
 @dataclass
@@ -53,50 +64,89 @@ def check_settings(settings: EvaluationSettings) -> None:
             raise UserError("BLEU needs sacrebleu: pip install 'gptlite[eval]', or --num_samples 0") from error
 
 
-def read_record(model: str) -> dict[str, Any]:
-    """The `run.json` in the folder of a trained model.
+def evaluate(
+    models: list[str],
+    source_args: SourceArguments,
+    settings: EvaluationSettings,
+    *,
+    given: Collection[str] = (),
+    output: str | None = None,
+    card: bool = False,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Evaluate models, report the table, and write the results.
+
+    Args:
+        source_args: The text. If it names none: the text that the first model was trained on.
+        given: Names of the source arguments that win over those in that model's record.
+        output: A JSON file for the results.
+        card: Add the results to the record and the model card of the only model.
+
+    Returns:
+        What `evaluate_models` returns.
 
     Raises:
-        UserError: There is none, or it is not the record of a run.
+        UserError: A setting is out of range, the text is not known, or the results cannot be written there.
     """
-    path = Path(model) / RUN_FILE
-    if not path.is_file():
-        raise UserError(f"{model} has no {RUN_FILE}: name the text to evaluate on with --dataset or --train_file")
+    check_settings(settings)
+    if card and len(models) > 1:
+        raise UserError("--card writes to one model's folder; give one --model")
+    if card:
+        render_card(read_run(Path(models[0])), models[0])  # a damaged record is found now, not after the evaluation
+    if output and not Path(output).resolve().parent.is_dir():
+        raise UserError(f"no such folder: {Path(output).parent}")
+    if not (source_args.train_file or source_args.dataset):
+        source_args = source_of_run(models[0], source_args, given)
+    source = open_source(source_args)
+    evaluation = evaluate_models(models, source, settings, source_args.validation_fraction, report)
+    report(table(evaluation))
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["data"]["name"], record["arguments"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the record of a run: {error!r}") from error
-    return record
+        if output:
+            text = json.dumps(plain(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
+            Path(output).write_text(text + "\n", encoding="utf-8")
+        if card:
+            write_card(Path(models[0]), evaluation)
+    except OSError as error:
+        raise OSError(f"cannot write the results: {error}") from error
+    return evaluation
 
 
-def recorded_source(model: str) -> dict[str, Any]:
-    """The source arguments (`dataset`, `text_column`, ...) of the text that a model was trained on.
+def source_of_run(model: str, source_args: SourceArguments, given: Collection[str] = ()) -> SourceArguments:
+    """`source_args` with what `run.json` says about the text of `model`, but for the arguments in `given`.
 
     Raises:
-        UserError: The record does not say where that text is: it was a file.
+        UserError: There is no such record, or it does not say where that text is: it was a file.
     """
-    from ..data.sources import SOURCES
-
-    record = read_record(model)
-    name = record["data"].get("hub_dataset") or record["data"]["name"]
-    if not (record["data"].get("hub_dataset") or name in SOURCES):
+    try:
+        record = read_run(Path(model))
+        arguments, name, hub_dataset = record["arguments"], record["data"]["name"], record["data"].get("hub_dataset")
+    except (RecordError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, RecordError) else f"{model}/run.json is not the record of a run: {error!r}"
+        raise UserError(f"{reason}; name the text to evaluate on with --dataset or --train_file") from error
+    if not (hub_dataset or name in SOURCES):
         raise UserError(f"{model} was trained on {name}: say where that is with --train_file or --dataset")
-    return {**record["arguments"], "train_file": None, "dataset": name}
+    recorded = {**arguments, "train_file": None, "dataset": hub_dataset or name}
+    names = {field.name for field in dataclasses.fields(source_args)} - set(given)
+    return dataclasses.replace(source_args, **{name: recorded[name] for name in names & recorded.keys()})
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------------------------
 
 
 def evaluate_models(
-    models: list[str], splits: Callable, settings: EvaluationSettings, report: Callable[[str], None] = print
+    models: list[str],
+    source: Source,
+    settings: EvaluationSettings,
+    validation_fraction: float = 0.1,
+    report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluate models on the same validation split, which training never reads.
 
     Args:
         models: Folders, or repository ids on the Hub.
-        splits: Of a tokenizer: the validation ids, what `run.json` says about the data, and the training text.
-        report: Called with a line of progress per model.
+        source: The text.
+        validation_fraction: Fraction of the text, at its end, that validates.
+        report: Called with a line of progress per model, and with remarks about the text.
 
     Returns:
         `data`, `settings`, one row per model in `models`, and with samples the `true_text` beside them.
@@ -104,26 +154,26 @@ def evaluate_models(
     Raises:
         UserError: A model cannot be loaded, or the context length is longer than a model's.
     """
-    from ..loading import load_for_inference
-    from ..training.evaluation import confidence_interval, vocabulary
-
+    for name in models:
+        check_folder(name)
+    splits = [encode_text(source, load_tokenizer(name), validation_fraction, report) for name in models]
+    data, training_text = splits[0].facts, splits[0].training_text
+    known = statistics.vocabulary(training_text) if settings.num_samples else set()
     rows: list[dict[str, Any]] = []
     losses: list[np.ndarray] = []
     true_texts: list[list[str]] = []
-    for name in models:
+    for name, split in zip(models, splits, strict=True):
         model, tokenizer = load_for_inference(name, settings.device, dtype="float32")
         report(f"evaluating {name} ...")
-        ids, data, training_text = splits(tokenizer)
-        row, scores = evaluate_predictions(model, ids, data, settings)
+        row, scores = evaluate_predictions(model, split, settings)
         # Models with the same tokens are compared token by token, which removes the variance of the text itself.
-        if losses and len(scores.losses) == len(losses[0]):
+        if losses and np.array_equal(split.validation_ids, splits[0].validation_ids):
             difference = scores.losses - losses[0]
             row["difference"] = float(difference.mean(dtype="float64"))
-            row["difference_interval"] = confidence_interval(difference)
+            row["difference_interval"] = statistics.confidence_interval(difference)
         losses.append(scores.losses)
         if settings.num_samples:
-            known = vocabulary(training_text)
-            texts, references = continuations(model, tokenizer, ids, row["context_length"], settings)
+            texts, references = continuations(model, tokenizer, split.validation_ids, row["context_length"], settings)
             row |= evaluate_texts(texts, references, known, training_text)
             true_texts.append(references)
         rows.append({"model": Path(name).resolve().name if Path(name).is_dir() else name, **row})
@@ -137,56 +187,50 @@ def evaluate_models(
     return evaluation
 
 
-def evaluate_predictions(model, ids, data: dict[str, Any], settings: EvaluationSettings):
+def evaluate_predictions(
+    model, split: EncodedText, settings: EvaluationSettings
+) -> tuple[dict[str, Any], statistics.TokenScores]:
     """The model's predictions for the validation ids: a row of the table, and the score of every token."""
-    from ..data.windows import EvaluationWindows
-    from ..training import evaluation, metrics
-
     longest = model.config.max_position_embeddings
     context = settings.context_length or longest
     if not 1 <= context <= longest:
         raise UserError(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
-    scores = evaluation.score_tokens(model, EvaluationWindows(ids, context), settings.batch_size)
-    loss = float(scores.losses.mean(dtype="float64"))
+    scores = statistics.score_tokens(model, EvaluationWindows(split.validation_ids, context), settings.batch_size)
+    loss, characters = float(scores.losses.mean(dtype="float64")), split.facts["validation_characters"]
     return {
         "parameters": model.num_parameters(),
         "context_length": context,
         "loss": loss,
-        "loss_interval": evaluation.confidence_interval(scores.losses),
+        "loss_interval": statistics.confidence_interval(scores.losses),
         "perplexity": metrics.perplexity(loss),
-        "bits_per_character": metrics.bits_per_character(loss, len(scores.losses), data["validation_characters"]),
-        "calibration_error": evaluation.expected_calibration_error(scores.confidences, scores.hits),
+        "bits_per_character": metrics.bits_per_character(loss, len(scores.losses), characters),
+        "calibration_error": statistics.expected_calibration_error(scores.confidences, scores.hits),
     }, scores
 
 
 def continuations(model, tokenizer, ids, context: int, settings: EvaluationSettings) -> tuple[list[str], list[str]]:
     """What the model generates at evenly spaced places, and the true text there."""
-    import transformers
-
-    from .. import GPTLiteForCausalLM
-    from ..training.evaluation import write_continuations
-
     prompt_tokens = max(context // 2, 1)
     slides = isinstance(model, GPTLiteForCausalLM)  # other classes end at their context length
     length = settings.max_new_tokens if slides else min(settings.max_new_tokens, context - prompt_tokens)
     transformers.set_seed(settings.seed)
     count, temperature = settings.num_samples, settings.temperature
-    return write_continuations(model, tokenizer, ids, count, prompt_tokens, length, temperature)
+    return statistics.write_continuations(model, tokenizer, ids, count, prompt_tokens, length, temperature)
 
 
-def evaluate_texts(texts: list[str], references: list[str] | None, known: set[str], training_text) -> dict[str, Any]:
+def evaluate_texts(
+    texts: list[str], references: list[str] | None, known: set[str], training_text: Iterable[str]
+) -> dict[str, Any]:
     """Generated texts compared with the true continuations (if given) and with the training split."""
-    from ..training import evaluation
-
-    passages = [evaluation.whole_words(text) for text in texts]
-    copy = evaluation.longest_copy(texts, training_text)
+    passages = [statistics.whole_words(text) for text in texts]
+    copy = statistics.longest_copy(texts, training_text)
     return {
-        **(evaluation.similarity(texts, references) if references else {}),
-        "distinct_1": evaluation.distinct(passages, 1),
-        "distinct_2": evaluation.distinct(passages, 2),
-        "known_words": evaluation.known_words(passages, known),
+        **(statistics.similarity(texts, references) if references else {}),
+        "distinct_1": statistics.distinct(passages, 1),
+        "distinct_2": statistics.distinct(passages, 2),
+        "known_words": statistics.known_words(passages, known),
         "longest_copy": len(copy),
         "longest_copy_text": copy,
     }
@@ -194,21 +238,21 @@ def evaluate_texts(texts: list[str], references: list[str] | None, known: set[st
 
 # ---- Results -------------------------------------------------------------------------------------------------------
 
-ROWS = {
+ROWS = {  # docs/training.md explains these rows, and the model card has the same words
     "parameters": ("parameters", "{:,}"),
     "validation loss (nats per token)": ("loss", "{:.4f}"),
-    "  95 % interval": ("loss_interval", "{0[0]:.4f} to {0[1]:.4f}"),
-    "  difference to the first model": ("difference", "{:+.4f}"),
-    "  95 % interval of the difference": ("difference_interval", "{0[0]:+.4f} to {0[1]:+.4f}"),
+    "95 % interval of the loss": ("loss_interval", "{0[0]:.4f} to {0[1]:.4f}"),
+    "difference to the first model": ("difference", "{:+.4f}"),
+    "95 % interval of the difference": ("difference_interval", "{0[0]:+.4f} to {0[1]:+.4f}"),
     "perplexity (per token)": ("perplexity", "{:.3f}"),
     "bits per character": ("bits_per_character", "{:.4f}"),
-    "calibration error": ("calibration_error", "{:.4f}"),
+    "expected calibration error": ("calibration_error", "{:.4f}"),
     "BLEU (characters)": ("bleu", "{:.2f}"),
     "chrF": ("chrf", "{:.2f}"),
     "distinct words": ("distinct_1", "{:.1%}"),
     "distinct pairs of words": ("distinct_2", "{:.1%}"),
-    "words that the training text has": ("known_words", "{:.1%}"),
-    "longest copy from it (characters)": ("longest_copy", "{:,}"),
+    "words known from the training text": ("known_words", "{:.1%}"),
+    "longest copy (characters)": ("longest_copy", "{:,}"),
 }
 
 
@@ -231,9 +275,6 @@ def table(evaluation: dict[str, Any]) -> str:
 
 def write_card(folder: Path, evaluation: dict[str, Any]) -> None:
     """Add the results to the record and the card of a trained model; a push publishes them from there."""
-    from .card import render_card
-    from .record import write_run
-
-    record = read_record(str(folder)) | {"evaluation": evaluation}
+    record = read_run(folder) | {"evaluation": evaluation}
     write_run(folder, record)
     (folder / "README.md").write_text(render_card(record, folder.resolve().name, folder=folder), encoding="utf-8")

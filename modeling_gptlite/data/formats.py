@@ -1,6 +1,7 @@
-"""What a document contains: plain text, a prompt with its completion, or a conversation.
+"""What a document contains, in TRL's terms: language modeling, prompt-completion or conversational data.
 
-PAIRS.parts({"prompt": "1 + 1 =", "completion": " 2"}, CHAT_TEMPLATE, {})  # [("1 + 1 =", False), (" 2", True)]
+parts = PROMPT_COMPLETION.parts({"prompt": "1 + 1 =", "completion": " 2"}, CHAT_TEMPLATE, {})
+assert parts == [("1 + 1 =", False), (" 2", True)]
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,11 +26,11 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class DatasetFormat:
     """How the documents of a source become text.
 
     Attributes:
-        name: As in `run.json`.
+        name: As in `run.json`, which keeps these words.
         columns: The columns of a row.
         parts: Of a document, a chat template and the tokenizer's special tokens: the text in order, and for each part
             whether the model learns to predict it. Raises an exception that says what is wrong with the document.
@@ -40,11 +41,11 @@ class Layout:
     parts: Callable[[Any, str, Mapping[str, str]], Iterable[Part]]
 
 
-def _text_parts(pieces: Iterable[str], template: str, special_tokens: Mapping[str, str]) -> Iterator[Part]:
+def _language_modeling(pieces: Iterable[str], template: str, special_tokens: Mapping[str, str]) -> Iterator[Part]:
     return ((piece, True) for piece in pieces)
 
 
-def _pair_parts(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
+def _prompt_completion(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
     prompt, completion = row["prompt"], row["completion"]
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         raise TypeError("prompt and completion must be text")
@@ -53,7 +54,7 @@ def _pair_parts(row: Mapping[str, Any], template: str, special_tokens: Mapping[s
     return [(prompt, False), (completion, True)]
 
 
-def _conversation_parts(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
+def _conversational(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
     messages = row["messages"]
     _check_messages(messages)
     replies = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -94,7 +95,7 @@ def _render(
     return rendered[0][0]
 
 
-TEXT = Layout("text", ("text",), _text_parts)
-PAIRS = Layout("prompts and completions", ("prompt", "completion"), _pair_parts)
-CONVERSATIONS = Layout("conversations", ("messages",), _conversation_parts)
-EXAMPLES = (CONVERSATIONS, PAIRS)  # the first whose columns are there is the layout of a data set
+LANGUAGE_MODELING = DatasetFormat("text", ("text",), _language_modeling)
+PROMPT_COMPLETION = DatasetFormat("prompts and completions", ("prompt", "completion"), _prompt_completion)
+CONVERSATIONAL = DatasetFormat("conversations", ("messages",), _conversational)
+EXAMPLES = (CONVERSATIONAL, PROMPT_COMPLETION)  # the first whose columns are there is the format of a dataset
