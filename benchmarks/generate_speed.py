@@ -47,7 +47,7 @@ def build_gpt2():
 
 def build_qwen3():
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.interchange.names import to_native
+    from modeling_gptlite.interchange import to_native
 
     return to_native(GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-10m", vocab_size=65))).eval()
 

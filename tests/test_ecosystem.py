@@ -16,7 +16,7 @@ from helpers import ANSWERS, ROOT, TALKS, TEXT, run_python, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-from modeling_gptlite.interchange.names import to_native
+from modeling_gptlite.interchange import to_native
 
 
 LABELS = {"green bottles": "good", "should fall": "bad"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import ROOT, call, files, load_saved, refused
 
-from modeling_gptlite.interchange.names import to_qwen3
+from modeling_gptlite.interchange.native import to_qwen3
 from modeling_gptlite.loading import load_for_inference
 from modeling_gptlite.runs.generate import BATCH, ENGINES, GenerationSettings, load_generator, samples, stream
 from scripts import generate

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from modeling_gptlite.interchange import Material, write
 from modeling_gptlite.interchange.gguf import DTYPES, gguf_logits, gguf_path, vocabulary
-from modeling_gptlite.interchange.names import to_native
+from modeling_gptlite.interchange.native import to_native
 from scripts import convert
 from tokenization import build_char_tokenizer
 

@@ -20,7 +20,7 @@ from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM, configuration_gp
 from modeling_gptlite.configuration_gptlite import PRESETS
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, DataError, SourceArguments, TextFile, open_source
 from modeling_gptlite.interchange import FORMATS
-from modeling_gptlite.interchange.names import to_gpt2
+from modeling_gptlite.interchange.native import to_gpt2
 from modeling_gptlite.runs import budget
 from modeling_gptlite.training.lora import add_lora
 from scripts import train

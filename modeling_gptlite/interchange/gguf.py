@@ -5,18 +5,17 @@
 The file is `NAME-F32.gguf` (or `-F16`, `-BF16`, `-Q8_0`): Ollama and the Hub read the precision from that name.
 """
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .fields import ConversionError
 from .material import Engine, Material, from_extra, logits_of, quiet
-from .names import to_native
-from .vocabulary import bpe_units
+from .native import ConversionError, to_native
 
 
 # Precisions of the matrices: how far rounding to it may move a logit, relative to the largest logit.
@@ -167,6 +166,27 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[lis
     return tokens, kinds, [" ".join(pair) for pair in merges]
 
 
+def bpe_units(tokenizer: PreTrainedTokenizerBase) -> tuple[Literal["characters", "bytes"] | None, list]:
+    """What a BPE tokenizer starts from, and its merges.
+
+    Returns:
+        "characters" if every token is one character (there are no merges), "bytes" if it works like GPT-2's, None for
+        any other tokenizer; and the merges as pairs.
+    """
+    if not tokenizer.is_fast:
+        return None, []
+    state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    model = state["model"]
+    if model["type"] != "BPE" or model["byte_fallback"] or model["ignore_merges"] or state["normalizer"]:
+        return None, []
+    if state["pre_tokenizer"] is None and not model["merges"]:
+        tokens = model["vocab"].keys() - tokenizer.get_added_vocab().keys()
+        return ("characters" if all(len(token) == 1 for token in tokens) else None), []
+    gpt2s: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    is_gpt2s = gpt2s.items() <= (state["pre_tokenizer"] or {}).items()
+    return ("bytes" if is_gpt2s else None), model["merges"]
+
+
 def gguf_logits(folder: Path, input_ids: torch.Tensor, model: GPTLiteForCausalLM) -> torch.Tensor:
     # transformers' loader ignores the context length and head size in the file, so it gets the configuration.
     settings = {"config": to_native(model).config, "dtype": torch.float32}
@@ -195,5 +215,5 @@ def llama_cpp_logits(folder: Path, input_ids: torch.Tensor, model: GPTLiteForCau
 ENGINES = (
     Engine("transformers' GGUF loader", gguf_logits),
     # llama.cpp takes GELU from a table in half precision, and multiplies half-precision weights in half precision.
-    Engine("llama.cpp", llama_cpp_logits, tolerance=1e-2, half_tolerance=5e-2, package="llama-cpp-python"),
+    Engine("llama.cpp", llama_cpp_logits, tolerance=5e-2, package="llama-cpp-python"),
 )
