@@ -107,6 +107,7 @@ def test_generation_settings_and_precision_are_kept(preset):
     for converted in (native, from_native(native)):
         assert converted.generation_config.temperature == 0.7
         assert converted.dtype == torch.bfloat16
+    assert from_native(native).generation_config == model.generation_config
 
 
 def test_rotary_frequencies_stay_in_full_precision():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers import load_saved, save_model
+from transformers import pipeline
 
 from modeling_gptlite.interchange.pretrained import LOADING_OPTIONS
 from scripts import convert
@@ -60,3 +61,11 @@ def test_a_tokenizer_is_saved_for_every_loader_and_without_local_options(target,
     config = json.loads((here / "out/tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not set(LOADING_OPTIONS) & set(config)
+
+
+@pytest.mark.parametrize(("preset", "target"), [("modern-1m", "qwen3"), ("nanogpt-10m", "gpt2")])
+def test_a_pipeline_without_arguments_ends_at_the_context(preset, target, here, capsys):
+    save_model(here / "in", preset, eos_token_id=None)
+    convert.main(["--to", target, "in", "out"])
+    (result,) = pipeline("text-generation", model="out", return_tensors=True)("12 green")
+    assert len(result["generated_token_ids"]) == 32

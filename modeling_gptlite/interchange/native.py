@@ -11,12 +11,14 @@ Exports are closed by default: a configuration field that is not listed here, be
 is an error.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedConfig,
@@ -293,8 +295,20 @@ def build(config: PreTrainedConfig, weights: dict[str, torch.Tensor], like: PreT
     require_tensors(weights, model.state_dict())
     model.load_state_dict(weights)
     if like is not None:
-        model.generation_config = like.generation_config
+        model.generation_config = _generation_config(like.generation_config, config)
     return model.eval()
+
+
+def _generation_config(source: GenerationConfig, config: PreTrainedConfig) -> GenerationConfig:
+    """The same settings, ending at the context for a class that cannot go past it: pipelines ask for 256 new tokens."""
+    generation_config, default = copy.deepcopy(source), GenerationConfig().max_length
+    context = config.max_position_embeddings
+    if isinstance(config, GPTLiteConfig):
+        if generation_config.max_length == context:
+            generation_config.max_length = default
+    elif generation_config.max_length == default:
+        generation_config.max_length = context
+    return generation_config
 
 
 def require_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
