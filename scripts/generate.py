@@ -31,7 +31,7 @@ class GenerateArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "float32, bfloat16, float16, or int8 (weights; CPU only). Default: that of the saved weights."
+            "help": "float32, bfloat16, float16, or int8 (weights; onnx only). Default: that of the saved weights."
         },
     )
     engine: str = field(

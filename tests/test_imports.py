@@ -18,7 +18,6 @@ ROOMS = {
         {"configuration_gptlite"},
     ),
     "package": ("modeling_gptlite/__init__.py", {"transformers"}, HUB_FILES),
-    "decoding": ("modeling_gptlite/decoding.py", {"torch", "transformers"}, HUB_FILES),
     "errors": ("modeling_gptlite/errors.py", set(), set()),
     "loading": (
         "modeling_gptlite/loading.py",
@@ -65,7 +64,6 @@ ROOMS = {
         {
             *HUB_FILES,
             "data",
-            "decoding",
             "engine",
             "errors",
             "hub",
