@@ -13,7 +13,7 @@ COMMANDS = {
     "train": ("train", "Train a model on text, or fine-tune one."),
     "generate": ("generate", "Generate text with a saved model."),
     "evaluate": ("evaluate", "Compare models: loss, perplexity, bits per character, BLEU."),
-    "convert": ("convert", "Import nanoGPT, GPT-2 and Qwen3 checkpoints; export those, GGUF and ONNX."),
+    "convert": ("convert", "Import nanoGPT, GPT-2, Qwen3 and Llama; export the last three, GGUF and ONNX."),
     "push": ("push_to_hub", "Publish a model on the Hugging Face Hub."),
     "demo": ("demo", "Open a web page to try a model."),
 }

@@ -1,4 +1,4 @@
-"""Convert a model: import nanoGPT, GPT-2 and Qwen3 checkpoints; export GPT-2, Qwen3, GGUF and ONNX. Exact, or refused.
+"""Convert a model: import nanoGPT, GPT-2, Qwen3 and Llama; export the last three, GGUF and ONNX. Exact, or refused.
 
 gptlite convert --from nanogpt out-shakespeare-char/ckpt.pt out/imported --meta meta.pkl
 gptlite convert --to gguf out/quickstart out/quickstart-gguf --dtype q8_0
@@ -23,9 +23,13 @@ def summaries(names: list[str]) -> str:
 class ConvertArguments:
     """What to convert, and to what."""
 
-    source_format: str = field(
-        default="gptlite",
-        metadata={"aliases": ["--from"], "choices": readable(), "help": f"Format of IN: {summaries(readable())}."},
+    source_format: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--from"],
+            "choices": readable(),
+            "help": f"Format of IN: {summaries(readable())}. Default: the class that IN holds, never nanogpt.",
+        },
     )
     target_format: str = field(
         default="gptlite",

@@ -96,7 +96,7 @@ def damage(folder, change):
 
 
 MISTAKES = {
-    "nothing to do": (["modern", "OUT"], ["--from", "--to", "nothing to convert"]),
+    "nothing to do": (["modern", "OUT"], ["modern has the format gptlite", "nothing to convert"]),
     "no such source": (["--to=gguf", "nowhere", "OUT"], ["nowhere"]),
     "no such format": (["--to=gpt3", "modern", "OUT"], ["gpt3", "onnx"]),
     "misspelt flag": (["--too=gguf", "modern", "OUT"], ["--too", "did you mean 'to'"]),
@@ -134,8 +134,8 @@ MISTAKES = {
     "modern as GPT-2": (["--to=gpt2", "modern", "OUT"], ["position_embedding_type='learned'"]),
     "exact GELU as GGUF": (["--to=gguf", "nano", "OUT"], ["gpt2 computes gelu_new", "gelu"]),
     "RoPE scaling as GGUF": (["--to=gguf", "scaled", "OUT"], ["RoPE scaling (linear)"]),
-    "words as GGUF": (["--to=gguf", "gpt2_words", "OUT"], ["neither character-level nor byte-level"]),
-    "byte fallback as GGUF": (["--to=gguf", "byteful", "OUT"], ["neither character-level nor byte-level"]),
+    "words as GGUF": (["--to=gguf", "gpt2_words", "OUT"], ["neither character-level nor a byte-level BPE"]),
+    "byte fallback as GGUF": (["--to=gguf", "byteful", "OUT"], ["neither character-level nor a byte-level BPE"]),
     "no end of text as GGUF": (["--to=gguf", "bare", "OUT"], ["end-of-text token"]),
 }
 

@@ -34,7 +34,8 @@ ROOMS = {
     ),
     "interchange": (
         "modeling_gptlite/interchange/*.py",
-        {"gguf", "llama_cpp", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"} | {"torch", "transformers"},
+        {"gguf", "llama_cpp", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
+        | {"tokenizers", "torch", "transformers"},
         {*HUB_FILES, "errors", "loading", "tokenization"},
     ),
     "page": (

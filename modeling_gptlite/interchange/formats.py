@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel, Qwen3ForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from ..loading import CONFIGURATION_ERRORS, reason
 from ..modeling_gptlite import GPTLiteForCausalLM
 from . import gguf, nanogpt, onnx, pretrained
 from .material import Engine, Material, logits_of
-from .native import GPT2, QWEN3, WHOLE_MODEL, ConversionError, require_supported, to_gpt2, to_qwen3
+from .native import GPT2, LLAMA, QWEN3, WHOLE_MODEL, ConversionError, require_supported, to_gpt2, to_llama, to_qwen3
 
 
 CHECKED_TOKENS = 256
@@ -82,6 +82,14 @@ FORMATS: dict[str, Format] = {
         holds=Qwen3ForCausalLM,
         engines=(pretrained.TRANSFORMERS,),
     ),
+    "llama": Format(
+        "transformers' Llama class",
+        read=pretrained.read_pretrained,
+        write=partial(pretrained.write_pretrained, convert=to_llama),
+        supported_fields=LLAMA.supported_fields,
+        holds=LlamaForCausalLM,
+        engines=(pretrained.TRANSFORMERS,),
+    ),
     "gguf": Format(
         "for llama.cpp and Ollama",
         write=gguf.write_gguf,
@@ -109,7 +117,7 @@ def writable() -> list[str]:
 def convert(
     source: str | Path,
     output: str | Path,
-    source_format: str = "gptlite",
+    source_format: str | None = None,
     target_format: str = "gptlite",
     tokenizer: str | None = None,
     meta: str | None = None,
@@ -124,7 +132,7 @@ def convert(
     Args:
         source: Folder, file or Hub name of the model.
         output: The folder to write; it must not exist, or be empty.
-        source_format: A name in `readable()`.
+        source_format: A name in `readable()`. Default: the class that the folder or repository holds.
         target_format: A name in `writable()`.
         tokenizer: Folder or Hub name of another tokenizer than the source's.
         meta: nanoGPT's `meta.pkl`.
@@ -141,6 +149,8 @@ def convert(
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise ConversionError(f"{output} exists already; name a new folder, or delete it first")
     material = read(str(source), source_format, tokenizer, **({"meta": meta} if meta is not None else {}))
+    if type(material.original) is FORMATS[target_format].holds:
+        raise ConversionError(f"{source} has the format {target_format} already: there is nothing to convert")
     try:
         nearest = next(parent for parent in path.parents if parent.exists())
         with tempfile.TemporaryDirectory(dir=nearest, prefix=f".{path.name}-") as temporary:
@@ -156,13 +166,13 @@ def convert(
     report(f"{output}: {material.model.num_parameters():,} parameters as {target_format}")
 
 
-def read(source: str, name: str, tokenizer: str | None = None, **options: str) -> Material:
-    """Read a model in the format `name`.
+def read(source: str, name: str | None = None, tokenizer: str | None = None, **options: str) -> Material:
+    """Read a model in the format `name`, by default in that of the class of transformers that it holds.
 
     Raises:
         UserError: It cannot be read, or is of another format.
     """
-    reader = FORMATS[name].read
+    reader = FORMATS[name].read if name else pretrained.read_pretrained
     assert reader is not None, name
     try:
         material = reader(source, tokenizer, **options)
@@ -170,9 +180,9 @@ def read(source: str, name: str, tokenizer: str | None = None, **options: str) -
         raise ConversionError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
     except CONFIGURATION_ERRORS as error:
         cause = str(error) if isinstance(error, ConversionError) else reason(error)
-        raise ConversionError(f"cannot convert {source} from {name}: {cause}") from error
+        raise ConversionError(f"cannot convert {source}: {cause}") from error
     held = type(material.original)
-    if FORMATS[name].holds not in (None, held):
+    if name and FORMATS[name].holds not in (None, held):
         fitting = [other for other, format in FORMATS.items() if format.holds is held]
         raise ConversionError(f"{source} holds a {held.__name__}; use --from {fitting[0]}")
     if len(material.tokenizer) > material.model.config.vocab_size:
@@ -225,12 +235,10 @@ def verify(
         report(line)
 
 
-def _check_request(source: str, target: str, meta: str | None, dtype: str | None) -> None:
-    for name, allowed in ((source, readable()), (target, writable())):
+def _check_request(source: str | None, target: str, meta: str | None, dtype: str | None) -> None:
+    for name, allowed in ((source, [None, *readable()]), (target, writable())):
         if name not in allowed:
-            raise ConversionError(f"unknown format {name!r}; choose from {', '.join(allowed)}")
-    if source == target:
-        raise ConversionError(f"--from and --to are both {source}: there is nothing to convert")
+            raise ConversionError(f"unknown format {name!r}; choose from {', '.join(filter(None, allowed))}")
     if meta is not None and source != "nanogpt":
         raise ConversionError("--meta needs --from nanogpt")
     if dtype is not None and dtype not in FORMATS[target].dtypes:

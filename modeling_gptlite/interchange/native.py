@@ -1,11 +1,11 @@
 """Convert a model between GPTLite and transformers' own classes: name tables and short loops.
 
-    native = to_native(model)      # transformers' own Qwen3 or GPT-2 class
+    native = to_native(model)      # transformers' own Qwen3, Llama or GPT-2 class
     model = from_native(native)
 
-A conversion is exact, or it raises `ConversionError`. `modern-*` models have Qwen3's arithmetic and parameter names.
-Models with learned positions have GPT-2's arithmetic; GPT-2 stores its linear weights transposed, and has every bias
-except the head's.
+A conversion is exact, or it raises `ConversionError`. `modern-*` models have Qwen3's arithmetic and parameter names;
+without `qk_norm`, Llama's. Models with learned positions have GPT-2's arithmetic; GPT-2 stores its linear weights
+transposed, and has every bias except the head's.
 
 Exports are closed by default: a configuration field that is not listed here, because the configuration gained it later,
 is an error.
@@ -21,6 +21,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -67,8 +69,8 @@ WITHOUT_EFFECT = frozenset(
 )
 BIASES = ("norm_bias", "attention_bias", "attention_out_bias", "mlp_bias")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Fields that GPTLite and Qwen3 call by the same name.
-COMMON_WITH_QWEN3 = (
+# Fields that GPTLite, Qwen3 and Llama call by the same name.
+COMMON_WITH_LLAMA = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -100,6 +102,7 @@ class Target:
 
     Args:
         name: Its name in messages.
+        config_class: The class of its configuration.
         target_fields: The fields of GPTLite's configuration that are copied, with their names in the target's.
         required: Fields that must have one value, because the target computes nothing else.
         handled: Further fields that the conversion handles: as weights, or by a check in code.
@@ -108,6 +111,7 @@ class Target:
     """
 
     name: str
+    config_class: type[PreTrainedConfig]
     target_fields: dict[str, str]
     required: dict[str, Any]
     handled: tuple[str, ...]
@@ -119,24 +123,35 @@ class Target:
         return WITHOUT_EFFECT | {*self.target_fields, *self.required, *self.handled}
 
 
+_LIKE_LLAMA = {
+    "position_embedding_type": "rope",
+    "norm_type": "rmsnorm",
+    "mlp_type": "gated",
+    "attention_bias": False,
+    "attention_out_bias": False,
+    "mlp_bias": False,
+    "lm_head_bias": False,
+}
+_FIELDS_OF_LLAMA = {**{name: name for name in COMMON_WITH_LLAMA}, "norm_eps": "rms_norm_eps"}
 QWEN3 = Target(
     "Qwen3",
-    target_fields={**{name: name for name in COMMON_WITH_QWEN3}, "norm_eps": "rms_norm_eps"},
-    required={
-        "position_embedding_type": "rope",
-        "norm_type": "rmsnorm",
-        "qk_norm": True,
-        "mlp_type": "gated",
-        "attention_bias": False,
-        "attention_out_bias": False,
-        "mlp_bias": False,
-        "lm_head_bias": False,
-    },
+    Qwen3Config,
+    target_fields=_FIELDS_OF_LLAMA,
+    required={**_LIKE_LLAMA, "qk_norm": True},
     handled=("norm_bias",),  # an RMS norm has none
     required_of_target={"attention_bias": False, "use_sliding_window": False},
 )
+LLAMA = Target(
+    "Llama",
+    LlamaConfig,
+    target_fields=_FIELDS_OF_LLAMA,
+    required={**_LIKE_LLAMA, "qk_norm": False},
+    handled=("norm_bias",),
+    required_of_target={"attention_bias": False, "mlp_bias": False},
+)
 GPT2 = Target(
     "GPT-2",
+    GPT2Config,
     target_fields={
         "vocab_size": "vocab_size",
         "hidden_size": "n_embd",
@@ -197,57 +212,65 @@ GPT2_BLOCK = {
 
 
 def to_native(model: GPTLiteForCausalLM) -> PreTrainedModel:
-    """Convert to transformers' own class with the same logits: `Qwen3ForCausalLM` or `GPT2LMHeadModel`.
+    """Convert to transformers' own class with the same logits: Qwen3, Llama or GPT-2 for causal language modeling.
 
     Raises:
-        ConversionError: Neither class computes this model.
+        ConversionError: None of them computes this model.
     """
-    return to_qwen3(model) if model.config.position_embedding_type == "rope" else to_gpt2(model)
+    if model.config.position_embedding_type == "learned":
+        return to_gpt2(model)
+    return to_qwen3(model) if model.config.qk_norm else to_llama(model)
 
 
 def to_qwen3(model: GPTLiteForCausalLM) -> Qwen3ForCausalLM:
     """Convert to `Qwen3ForCausalLM`; the weights keep their names."""
-    require_supported(model.config, QWEN3.name, QWEN3.supported_fields)
-    _require(model.config, QWEN3.name, QWEN3.required)
-    config = Qwen3Config(**_fields_of_target(model.config, QWEN3))
-    return build(config, model.state_dict(), like=model)
+    return build(_config_of(QWEN3, model.config), model.state_dict(), like=model)
+
+
+def to_llama(model: GPTLiteForCausalLM) -> LlamaForCausalLM:
+    """Convert to `LlamaForCausalLM`; the weights keep their names."""
+    return build(_config_of(LLAMA, model.config), model.state_dict(), like=model)
 
 
 def to_gpt2(model: GPTLiteForCausalLM) -> GPT2LMHeadModel:
     """Convert to `GPT2LMHeadModel`; missing biases become zeros, a head bias is folded into the final norm's bias."""
-    require_supported(model.config, GPT2.name, GPT2.supported_fields)
+    config = _config_of(GPT2, model.config)
     heads = model.config.num_attention_heads
     of_heads = {"num_key_value_heads": heads, "head_dim": model.config.hidden_size // heads}
-    _require(model.config, GPT2.name, {**GPT2.required, **of_heads})
-    config = GPT2Config(**_fields_of_target(model.config, GPT2))
+    _require(model.config, GPT2.name, of_heads)
     return build(config, to_gpt2_names(model, bias=True, transposed=True), like=model)
 
 
+def _config_of(target: Target, config: GPTLiteConfig) -> PreTrainedConfig:
+    require_supported(config, target.name, target.supported_fields)
+    _require(config, target.name, target.required)
+    return target.config_class(**{theirs: getattr(config, ours) for ours, theirs in target.target_fields.items()})
+
+
 def from_native(native: PreTrainedModel) -> GPTLiteForCausalLM:
-    """Convert a `Qwen3ForCausalLM` or `GPT2LMHeadModel` to a GPTLite with the same logits.
+    """Convert a Qwen3, Llama or GPT-2 for causal language modeling to a GPTLite with the same logits.
 
     Raises:
         ConversionError: It is another class, or its configuration needs something that GPTLite does not compute.
     """
-    if type(native) is Qwen3ForCausalLM:
-        return _from_qwen3(native)
-    if type(native) is GPT2LMHeadModel:
-        return _from_gpt2(native)
-    raise ConversionError(f"{type(native).__name__} is neither Qwen3ForCausalLM nor GPT2LMHeadModel")
-
-
-def _from_qwen3(native: Qwen3ForCausalLM) -> GPTLiteForCausalLM:
-    layer_types = ["full_attention"] * native.config.num_hidden_layers
-    _require(native.config, "GPTLite", {**QWEN3.required_of_target, "layer_types": layer_types})
-    config = GPTLiteConfig(**QWEN3.required, **_our_fields(native.config, QWEN3))
-    return build(config, native.state_dict(), like=native)
-
-
-def _from_gpt2(native: GPT2LMHeadModel) -> GPTLiteForCausalLM:
-    _require(native.config, "GPTLite", GPT2.required_of_target)
-    fields: dict[str, Any] = {**GPT2.required, **dict.fromkeys(BIASES, True), **_our_fields(native.config, GPT2)}
-    config = GPTLiteConfig(**fields)
-    return build(config, from_gpt2_names(native.state_dict(), config, transposed=True), like=native)
+    targets = {Qwen3ForCausalLM: QWEN3, LlamaForCausalLM: LLAMA, GPT2LMHeadModel: GPT2}
+    target = targets.get(type(native))
+    if target is None:
+        raise ConversionError(
+            f"{type(native).__name__} is none of {', '.join(known.__name__ for known in targets)}; llama.cpp's "
+            "convert_hf_to_gguf.py writes GGUF files of other classes"
+        )
+    _require(native.config, "GPTLite", target.required_of_target)
+    if hasattr(native.config, "layer_types"):
+        _require(native.config, "GPTLite", {"layer_types": ["full_attention"] * native.config.num_hidden_layers})
+    fields = {ours: getattr(native.config, theirs) for ours, theirs in target.target_fields.items()}
+    if target is GPT2:
+        fields |= dict.fromkeys(BIASES, True)
+    config = GPTLiteConfig(**target.required, **fields)
+    weights = native.state_dict()
+    if target is GPT2:
+        weights = from_gpt2_names(weights, config, transposed=True)
+    return build(config, weights, like=native)
 
 
 def _gpt2_modules(config: GPTLiteConfig) -> dict[str, list[str]]:
@@ -324,14 +347,6 @@ def require_names(given, expected, where: str) -> None:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ConversionError(f"{where} {problem} {', '.join(sorted(map(str, names))[:3])}{more}")
-
-
-def _fields_of_target(config: GPTLiteConfig, target: Target) -> dict[str, Any]:
-    return {theirs: getattr(config, ours) for ours, theirs in target.target_fields.items()}
-
-
-def _our_fields(config: PreTrainedConfig, target: Target) -> dict[str, Any]:
-    return {ours: getattr(config, theirs) for ours, theirs in target.target_fields.items()}
 
 
 def _require(config: PreTrainedConfig, target: str, needed: dict[str, Any]) -> None:

@@ -39,8 +39,8 @@ AXES: dict[str, tuple[str | None, ...]] = {
 def write_onnx(material: Material, folder: Path) -> None:
     """Write the graph in float32 and with int8 weights, `config.json`, `generation_config.json` and the tokenizer.
 
-    The configuration is that of `Qwen3ForCausalLM` or `GPT2LMHeadModel` if one of them computes the model, as the
-    loaders know these; otherwise it is GPTLite's own, and the graph runs in ONNX Runtime alone.
+    The configuration is that of transformers' Qwen3, Llama or GPT-2 if one of them computes the model, as the loaders
+    know these; otherwise it is GPTLite's own, and the graph runs in ONNX Runtime alone.
 
     Raises:
         ConversionError: A package is not installed.

@@ -1,4 +1,4 @@
-"""Folders of transformers' own layout: GPTLite, GPT-2 and Qwen3, which `from_pretrained` loads."""
+"""Folders of transformers' own layout: GPTLite, GPT-2, Qwen3 and Llama, which `from_pretrained` loads."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LOADING_OPTIONS = ("is_local", "local_files_only")
 
 
 def read_pretrained(source: str, tokenizer: str | None = None) -> Material:
-    """Load a folder or a repository on the Hub; a Qwen3 or GPT-2 is converted to GPTLite.
+    """Load a folder or a repository on the Hub; a Qwen3, Llama or GPT-2 is converted to GPTLite.
 
     Raises:
         UserError: It cannot be loaded, weights are missing or left over, or GPTLite cannot compute the model.
@@ -28,6 +28,8 @@ def read_pretrained(source: str, tokenizer: str | None = None) -> Material:
     if Path(source).is_file():
         raise ConversionError(f"{source} is a file; give the folder of a model or its name on the Hub")
     (original, loading), loaded_tokenizer = load_pretrained(source, tokenizer, output_loading_info=True)
+    if getattr(original, "_hf_peft_config_loaded", False):
+        raise ConversionError(f"{source} is a LoRA adapter; merge it into its base model, and convert that")
     for problem in ("missing", "unexpected", "mismatched"):
         if keys := sorted(map(str, loading[f"{problem}_keys"])):
             raise ConversionError(f"{source} has {len(keys)} {problem} weights: {', '.join(keys[:3])}")
