@@ -1,10 +1,10 @@
-"""Tokens per second of `generate()` with 10.7M parameters: plain, int8, in the engine, and other packages.
+"""Tokens per second of `generate()` with 10.7M parameters: plain, in the engine, and other packages.
 
     python -m benchmarks.generate_speed --nanogpt ../nanoGPT --llama-cpp ../llama/bin/python --model out/quickstart
 
 Compared are transformers' GPT-2 and Qwen3 with their default settings, nanoGPT if a checkout is given, and llama.cpp,
 which runs this package's GGUF export, one text at a time, if a Python with llama-cpp-python is given. With `--model`,
-a trained model, the record also contains its validation loss in fp32, bf16, int8 and the engine.
+a trained model, the record also contains its validation loss in fp32, bf16 and the engine.
 """
 
 import argparse
@@ -21,21 +21,20 @@ from benchmarks import common
 
 
 CONTEXT = 256
-WAYS = ("plain", "int8", "engine float32", "engine int8")
+WAYS = ("plain", "engine float32", "engine int8")
 GGUF_DTYPES = ("f32", "f16", "q8_0")
 PRESETS = ("modern-10m", "classic-10m")
 
 
 def build_gptlite(preset: str, way: str):
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.decoding import quantize_int8
 
     model = GPTLiteForCausalLM(GPTLiteConfig.from_preset(preset, vocab_size=65)).eval()
     if way.startswith("engine"):
         from modeling_gptlite.engine import in_engine
 
         return in_engine(model, int8="int8" in way)
-    return quantize_int8(model) if way == "int8" else model
+    return model
 
 
 def build_gpt2():
@@ -47,7 +46,7 @@ def build_gpt2():
 
 def build_qwen3():
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.interchange.names import to_native
+    from modeling_gptlite.interchange import to_native
 
     return to_native(GPTLiteForCausalLM(GPTLiteConfig.from_preset("modern-10m", vocab_size=65))).eval()
 
@@ -125,21 +124,18 @@ def memory_bandwidth() -> float:
 
 
 def losses_by_precision(folder: str) -> dict[str, float]:
-    """Validation loss of a trained model on tiny Shakespeare, in fp32, bf16, int8 and the engine."""
+    """Validation loss of a trained model on tiny Shakespeare, in fp32, bf16 and the engine."""
     from modeling_gptlite import GPTLiteForCausalLM
     from modeling_gptlite.data.windows import EvaluationWindows
-    from modeling_gptlite.decoding import quantize_int8
     from modeling_gptlite.engine import load_fast
     from modeling_gptlite.training.metrics import evaluate_loss
 
     _, validation_ids = common.corpus_ids()
     losses = {}
-    for precision in ("fp32", "bf16", "int8", "engine"):
+    for precision in ("fp32", "bf16", "engine"):
         model = load_fast(folder) if precision == "engine" else GPTLiteForCausalLM.from_pretrained(folder).eval()
         if precision == "bf16":
             model = model.bfloat16()
-        elif precision == "int8":
-            model = quantize_int8(model)
         windows = EvaluationWindows(validation_ids, model.config.max_position_embeddings)
         losses[precision] = evaluate_loss(model, windows)
     return losses

@@ -33,7 +33,7 @@ def build(name: str, size: dict):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-    from modeling_gptlite.interchange.names import to_native
+    from modeling_gptlite.interchange import to_native
 
     shape = {name: size[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     if name.startswith("GPT-2"):

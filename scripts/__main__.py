@@ -14,7 +14,7 @@ COMMANDS = {
     "generate": ("generate", "Generate text with a saved model."),
     "chat": ("chat", "Talk to a model that has a chat template."),
     "evaluate": ("evaluate", "Compare models: loss, perplexity, bits per character, BLEU."),
-    "convert": ("convert", "Import nanoGPT, GPT-2 and Qwen3 checkpoints; export those, GGUF and ONNX."),
+    "convert": ("convert", "Import nanoGPT, GPT-2, Qwen3 and Llama; export the last three, GGUF and ONNX."),
     "push": ("push_to_hub", "Publish a model on the Hugging Face Hub."),
     "demo": ("demo", "Open a web page to try a model."),
 }

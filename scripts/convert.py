@@ -1,4 +1,4 @@
-"""Convert a model: import nanoGPT, GPT-2 and Qwen3 checkpoints; export those, GGUF and ONNX. Exact, or refused.
+"""Convert a model: import nanoGPT, GPT-2, Qwen3 and Llama; export the last three, GGUF and ONNX. Exact, or refused.
 
 gptlite convert --from nanogpt out-shakespeare-char/ckpt.pt out/imported --meta meta.pkl
 gptlite convert --to gguf out/quickstart out/quickstart-gguf --dtype q8_0
@@ -19,17 +19,17 @@ def summaries(names: list[str]) -> str:
     return "; ".join(f"{name}, {FORMATS[name].summary}" for name in names)
 
 
-def formats_with(option: str) -> str:
-    return " or ".join(name for name, format in FORMATS.items() if getattr(format, option))
-
-
 @dataclass
 class ConvertArguments:
     """What to convert, and to what."""
 
-    source_format: str = field(
-        default="gptlite",
-        metadata={"aliases": ["--from"], "choices": readable(), "help": f"Format of IN: {summaries(readable())}."},
+    source_format: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--from"],
+            "choices": readable(),
+            "help": f"Format of IN: {summaries(readable())}. Default: the class that IN holds, never nanogpt.",
+        },
     )
     target_format: str = field(
         default="gptlite",
@@ -39,14 +39,13 @@ class ConvertArguments:
         default=None,
         metadata={
             "choices": DTYPES,
-            "help": f"Precision of the weights in OUT, for --to {formats_with('dtypes')}. Default: that of IN.",
+            "help": "Precision of the weights in OUT, for --to gguf. Default: that of IN.",
         },
     )
     meta: str | None = field(
         default=None,
         metadata={
-            "help": f"File with the characters of the model, for --from {formats_with('takes')}. Default: the meta.pkl "
-            "beside IN."
+            "help": "File with the characters of the model, for --from nanogpt. Default: the meta.pkl beside IN."
         },
     )
     tokenizer: str | None = field(

@@ -29,7 +29,7 @@ class PushArguments:
         default="gptlite",
         metadata={
             "aliases": ["--as"],
-            "help": "gptlite, with its code; native: transformers' own Qwen3 or GPT-2 class, without remote code; "
+            "help": "gptlite, with its code; native: transformers' own class (Qwen3, Llama, GPT-2), no remote code; "
             "gguf: float32, float16 and 8-bit files for Ollama and llama.cpp.",
         },
     )

@@ -190,7 +190,7 @@ def test_a_training_measurement_runs(name, tmp_path, monkeypatch):
     assert figures["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("name", ["transformers GPT-2", "modern-10m int8", "modern-10m engine int8"])
+@pytest.mark.parametrize("name", ["transformers GPT-2", "modern-10m plain", "modern-10m engine int8"])
 def test_a_generation_measurement_runs(name):
     from benchmarks import generate_speed
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from modeling_gptlite.interchange import FORMATS, ConversionError, convert, formats
-from modeling_gptlite.interchange.pretrained import write_pretrained
 from scripts import convert as command
 
 
@@ -34,7 +33,7 @@ def test_a_result_beyond_rounding_is_deleted_and_the_command_fails(here, capsys,
     saved = AutoModelForCausalLM.from_pretrained("in")
     with torch.no_grad():
         saved.lm_head.weight[3] += 0.01
-    wrong = replace(FORMATS["qwen3"], write=write_pretrained(lambda model: saved))
+    wrong = replace(FORMATS["qwen3"], write=lambda material, folder: saved.save_pretrained(folder))
     monkeypatch.setitem(FORMATS, "qwen3", wrong)
     capsys.readouterr()
     code, out, err = call(command.main, "--to=qwen3", "in", "new/out", capsys=capsys)
@@ -63,7 +62,6 @@ def inputs(tmp_path_factory):
     save_model(place / "gpt2_words", "gpt2-124m", "word")
     save_model(place / "byteful", "gpt2-124m", "byte_fallback")
     save_model(place / "bare", "gpt2-124m", "no_special_tokens")
-    save_model(place / "words", "nanogpt-10m", "word")
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
     save_model(place / "scaled", "modern-1m", rope_parameters=rope)
     save_model(place / "toofew", "modern-1m", vocab_size=40)
@@ -98,7 +96,7 @@ def damage(folder, change):
 
 
 MISTAKES = {
-    "nothing to do": (["modern", "OUT"], ["--from", "--to", "nothing to convert"]),
+    "nothing to do": (["modern", "OUT"], ["modern has the format gptlite", "nothing to convert"]),
     "no such source": (["--to=gguf", "nowhere", "OUT"], ["nowhere"]),
     "no such format": (["--to=gpt3", "modern", "OUT"], ["gpt3", "onnx"]),
     "misspelt flag": (["--too=gguf", "modern", "OUT"], ["--too", "did you mean 'to'"]),
@@ -134,12 +132,10 @@ MISTAKES = {
     "no such tokenizer": (["--from=nanogpt", "out-char", "OUT", "--tokenizer=empty"], ["tokenizer of 'empty'"]),
     "classic as GPT-2": (["--to=gpt2", "classic", "OUT"], ["head has no bias", "hidden_size (32)"]),
     "modern as GPT-2": (["--to=gpt2", "modern", "OUT"], ["position_embedding_type='learned'"]),
-    "classic as nanoGPT": (["--to=nanogpt", "classic", "OUT"], ["hidden_act='gelu'", "'relu'"]),
-    "words as nanoGPT": (["--to=nanogpt", "words", "OUT"], ["nanoGPT takes a character-level tokenizer"]),
     "exact GELU as GGUF": (["--to=gguf", "nano", "OUT"], ["gpt2 computes gelu_new", "gelu"]),
     "RoPE scaling as GGUF": (["--to=gguf", "scaled", "OUT"], ["RoPE scaling (linear)"]),
-    "words as GGUF": (["--to=gguf", "gpt2_words", "OUT"], ["neither character-level nor byte-level"]),
-    "byte fallback as GGUF": (["--to=gguf", "byteful", "OUT"], ["neither character-level nor byte-level"]),
+    "words as GGUF": (["--to=gguf", "gpt2_words", "OUT"], ["neither character-level nor a byte-level BPE"]),
+    "byte fallback as GGUF": (["--to=gguf", "byteful", "OUT"], ["neither character-level nor a byte-level BPE"]),
     "no end of text as GGUF": (["--to=gguf", "bare", "OUT"], ["end-of-text token"]),
 }
 

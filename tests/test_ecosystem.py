@@ -15,7 +15,7 @@ from helpers import ANSWERS, ROOT, TALKS, TEXT, free_port, run_python, write_row
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
-from modeling_gptlite.interchange.names import to_native
+from modeling_gptlite.interchange import to_native
 
 
 LABELS = {"green bottles": "good", "should fall": "bad"}

@@ -16,7 +16,7 @@ from modeling_gptlite.engine.graph import ACTIVATIONS, build_graph, quantize
 from modeling_gptlite.errors import UserError
 from modeling_gptlite.files import cache_dir
 from modeling_gptlite.interchange import ConversionError
-from modeling_gptlite.interchange.names import to_qwen3
+from modeling_gptlite.interchange.native import to_qwen3
 
 
 pytest.importorskip("onnx")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import ROOT, call, files, load_saved, refused
 
-from modeling_gptlite.interchange.names import to_qwen3
+from modeling_gptlite.interchange.native import to_qwen3
 from modeling_gptlite.loading import load_for_inference
 from modeling_gptlite.runs.generate import BATCH, ENGINES, GenerationSettings, load_generator, samples, stream
 from scripts import generate
@@ -31,12 +31,6 @@ def test_greedy_text_is_what_the_model_generates(trained, capsys):
     expected = tokenizer.decode(ids[0], skip_special_tokens=True)
     out = written(trained, "--prompt=12 green", "--greedy", "--max_new_tokens=80", capsys=capsys)
     assert out == expected + "\n"
-
-
-def test_int8_writes_text(trained, capsys):
-    greedy = ["--prompt=12 green", "--greedy", "--max_new_tokens=30"]
-    plain = written(trained, *greedy, capsys=capsys)
-    assert written(trained, *greedy, "--dtype=int8", capsys=capsys)[:20] == plain[:20]
 
 
 def test_a_seed_repeats_the_text(trained, capsys):
@@ -97,7 +91,7 @@ def test_auto_is_the_engine_and_leaves_the_folder_as_it_is(trained):
     assert files(trained) == before
 
 
-@pytest.mark.parametrize("settings", [{"engine": "torch"}, {"dtype": "int8"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("settings", [{"engine": "torch"}, {"dtype": "bfloat16"}])
 def test_auto_is_pytorch_where_the_text_would_be_another(settings, trained):
     assert class_of(trained, **settings) == "GPTLiteForCausalLM"
 
@@ -117,16 +111,30 @@ def test_auto_is_pytorch_for_a_model_that_the_engine_does_not_run(trained, tmp_p
     assert class_of(tmp_path) == "Qwen3ForCausalLM"
 
 
-def test_onnx_computes_in_int8_if_asked(trained, tmp_path, capsys):
+@pytest.mark.parametrize("engine", ["auto", "onnx"])
+def test_int8_is_computed_in_onnx_runtime(engine, trained, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     folder = shutil.copytree(trained, tmp_path / "model")
-    assert written(folder, "--prompt=12", "--engine=onnx", "--dtype=int8", capsys=capsys).startswith("12")
+    greedy = ["--prompt=12 green", "--greedy", "--max_new_tokens=30"]
+    text = written(folder, *greedy, f"--engine={engine}", "--dtype=int8", capsys=capsys)
+    assert text[:20] == written(folder, *greedy, "--engine=torch", capsys=capsys)[:20]
     assert [path.name for path in (folder / "engine").iterdir()] == ["int8.onnx"]
 
 
-def test_a_missing_package_is_named_where_onnx_is_asked_for(trained, monkeypatch, capsys):
+def test_int8_of_a_class_that_the_engine_does_not_run_is_refused(trained, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    model, tokenizer = load_saved(trained)
+    to_qwen3(model).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    argv = [f"--model={tmp_path}", "--prompt=1", "--dtype=int8"]
+    told = ["Qwen3ForCausalLM", "without --dtype int8, PyTorch generates"]
+    refused(generate.main, *argv, capsys=capsys, told=told)
+
+
+@pytest.mark.parametrize("flag", ["--engine=onnx", "--dtype=int8"])
+def test_a_missing_package_is_named_where_onnx_is_asked_for(flag, trained, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    argv = [f"--model={trained}", "--prompt=1", "--engine=onnx"]
+    argv = [f"--model={trained}", "--prompt=1", flag]
     refused(generate.main, *argv, capsys=capsys, told=["onnxruntime", "gptlite[export]"])
 
 
@@ -144,7 +152,9 @@ GENERATE_MISTAKES = {
     "unknown engine": (["--prompt=1", "--engine=gguf"], ["--engine", "gguf", "torch or onnx"]),
     "onnx elsewhere": (["--prompt=1", "--engine=onnx", "--device=cuda"], ["--engine onnx", "--device cuda"]),
     "onnx in bf16": (["--prompt=1", "--engine=onnx", "--dtype=bfloat16"], ["--engine onnx", "--dtype bfloat16"]),
-    "int8 elsewhere": (["--prompt=1", "--dtype=int8", "--device=meta"], ["--device meta", "no data"]),
+    "int8 elsewhere": (["--prompt=1", "--dtype=int8", "--device=cuda"], ["--dtype int8", "--device cuda"]),
+    "int8 in torch": (["--prompt=1", "--dtype=int8", "--engine=torch"], ["--engine torch", "--engine onnx"]),
+    "a device without data": (["--prompt=1", "--device=meta"], ["--device meta", "no data"]),
     "unknown device": (["--prompt=1", "--device=toaster"], ["--device", "toaster"]),
     "temperature that overflows": (["--prompt=1", "--temperature=1e-300"], ["--temperature", "1e-300"]),
     "unknown flag": (["--prompt=1", "--temprature=1"], ["--temprature", "temperature"]),

@@ -12,16 +12,20 @@ import torch
 from helpers import (
     AWKWARD,
     load_saved,
+    refused,
     save_model,
+    shake,
     shaken,
     tokenizer_of_kind,
     train_tiny,
 )
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
-from modeling_gptlite.interchange import Material, write
-from modeling_gptlite.interchange.gguf import DTYPES, gguf_logits, gguf_path, vocabulary
-from modeling_gptlite.interchange.names import to_native
+from modeling_gptlite.interchange import Material, to_native, write
+from modeling_gptlite.interchange.gguf import DTYPES, PRE_TOKENIZERS, gguf_logits, gguf_path, vocabulary
 from scripts import convert
 from tokenization import build_char_tokenizer
 
@@ -80,6 +84,118 @@ def test_a_model_of_conversations_keeps_its_chat_template(tmp_path):
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
 
 
+LLAMA = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+    "rms_norm_eps": 1e-5,
+}
+
+
+def save_native(folder, config, tokenizer=None):
+    """A folder as transformers saves a model of its own, such as one that was fine-tuned here."""
+    torch.manual_seed(0)
+    model = shake(AutoModelForCausalLM.from_config(config))
+    model.save_pretrained(folder)
+    (tokenizer or tokenizer_of_kind("bpe")).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("head_dim", [8, 16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_llama_folder_is_exported_with_equal_logits(tied, head_dim, here, capsys):
+    model = save_native(here / "in", LlamaConfig(**LLAMA, head_dim=head_dim, tie_word_embeddings=tied))
+    reader = gguf.GGUFReader(exported(here))
+    settings = {"config": model.config, "dtype": torch.float32}
+    loaded = AutoModelForCausalLM.from_pretrained("out", gguf_file="in-F32.gguf", **settings)
+    ids = torch.arange(48)[None]
+    assert_close(loaded(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
+    assert sum(tensor.n_elements for tensor in reader.tensors) == model.num_parameters()
+    expected = {
+        "general.architecture": "llama",
+        "llama.vocab_size": 320,
+        "llama.context_length": 64,
+        "llama.embedding_length": 32,
+        "llama.feed_forward_length": 48,
+        "llama.block_count": 2,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": head_dim,
+        "llama.rope.dimension_count": head_dim,
+        "llama.rope.freq_base": 5e4,
+        "llama.attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
+        "tokenizer.ggml.pre": "gpt-2",
+    }
+    assert {name: reader.fields[name].contents() for name in expected} == expected
+
+
+def test_rows_of_queries_and_keys_are_in_the_order_of_llama_cpp(here, capsys):
+    model = save_native(here / "in", LlamaConfig(**LLAMA))
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(exported(here)).tensors}
+    for ours, theirs in {"q_proj": "attn_q", "k_proj": "attn_k"}.items():
+        weight = model.get_parameter(f"model.layers.1.self_attn.{ours}.weight").detach().numpy()
+        first_head = weight[[0, 4, 1, 5, 2, 6, 3, 7]]  # what is rotated together is beside each other
+        assert (tensors[f"blk.1.{theirs}.weight"][:8] == first_head).all()
+    value = model.get_parameter("model.layers.1.self_attn.v_proj.weight").detach().numpy()
+    assert (tensors["blk.1.attn_v.weight"] == value).all()
+
+
+def test_the_other_native_classes_need_no_flag_either(here, capsys):
+    sizes = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    save_native(here / "in", GPT2Config(**sizes))
+    assert gguf.GGUFReader(exported(here)).fields["general.architecture"].contents() == "gpt2"
+    save_native(here / "qwen3", Qwen3Config(**LLAMA))
+    convert.main(["--to", "gguf", "qwen3", "qwen3-gguf"])
+    assert gguf_path(here / "qwen3-gguf").name == "qwen3-F32.gguf"
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_a_pre_tokenizer_is_known_by_what_it_does(name, here, capsys):
+    tokenizer = copy.deepcopy(tokenizer_of_kind("bpe"))
+    tokenizer.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]
+    save_native(here / "in", LlamaConfig(**LLAMA), tokenizer)
+    assert gguf.GGUFReader(exported(here)).fields["tokenizer.ggml.pre"].contents() == name
+
+
+def test_added_tokens_are_typed_and_a_beginning_of_text_is_added_where_the_tokenizer_does(here, capsys):
+    tokenizer = copy.deepcopy(tokenizer_of_kind("bpe"))
+    tokenizer.add_tokens(["<think>"])
+    begin = [(tokenizer.bos_token, tokenizer.bos_token_id)]
+    processor = TemplateProcessing(single=f"{tokenizer.bos_token} $A", special_tokens=begin)
+    tokenizer.backend_tokenizer.post_processor = processor
+    save_native(here / "in", LlamaConfig(**{**LLAMA, "vocab_size": 321}), tokenizer)
+    fields = gguf.GGUFReader(exported(here)).fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    names, types = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    types = dict(zip(names, types, strict=True))
+    assert types["<think>"] == gguf.TokenType.USER_DEFINED
+    assert types["<|endoftext|>"] == gguf.TokenType.CONTROL
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+SPLITS_OF_OTHERS = {
+    "with a space before the text": pre_tokenizers.ByteLevel(add_prefix_space=True),
+    "without a pattern": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    "three digits": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated"), BYTES]),
+}
+
+
+@pytest.mark.parametrize("pre_tokenizer", SPLITS_OF_OTHERS.values(), ids=SPLITS_OF_OTHERS)
+def test_a_tokenizer_that_splits_text_otherwise_is_refused(pre_tokenizer, here, capsys):
+    tokenizer = copy.deepcopy(tokenizer_of_kind("bpe"))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
+    save_native(here / "in", LlamaConfig(**LLAMA), tokenizer)
+    told = ["gpt-2, smollm, qwen2", "convert_hf_to_gguf.py"]
+    capsys.readouterr()
+    refused(convert.main, "--to=gguf", "in", "out", capsys=capsys, told=told)
+    assert [path.name for path in here.iterdir()] == ["in"]
+
+
 def byte_level_bpe(text, tokens, merges):
     """The ids that an engine finds for `text`: bytes, then the earliest merge again and again."""
     from gguf.vocab import bytes_to_unicode
@@ -108,9 +224,9 @@ def test_characters_of_several_bytes_are_tokenized_by_merges(here, capsys):
 
 
 def test_an_ascii_vocabulary_has_one_merge_that_no_text_contains():
-    tokens, _, merges = vocabulary(build_char_tokenizer("abc"), 6)
-    assert tokens == ["a", "b", "c", *SPECIAL_TOKENS]
-    assert merges == ["þ ÿ"]
+    found = vocabulary(build_char_tokenizer("abc"), 6)
+    assert found.tokens == ["a", "b", "c", *SPECIAL_TOKENS]
+    assert found.merges == ["þ ÿ"]
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, "BF16"), (torch.float16, "F16")])

@@ -14,7 +14,7 @@ LAYERS = {
     "configuration_gptlite": ("modeling_gptlite/configuration_gptlite.py", "huggingface_hub transformers", ""),
     "modeling_gptlite": ("modeling_gptlite/modeling_gptlite.py", "torch transformers", "configuration_gptlite"),
     "package": ("modeling_gptlite/__init__.py", "transformers", HUB_FILES),
-    "decoding": ("modeling_gptlite/decoding.py", "torch transformers", ""),
+    "decoding": ("modeling_gptlite/decoding.py", "transformers", ""),
     "errors": ("modeling_gptlite/errors.py", "", ""),
     "files": ("modeling_gptlite/files.py", "", "errors"),
     "hub": ("modeling_gptlite/hub.py", "huggingface_hub", "errors"),
@@ -32,7 +32,7 @@ LAYERS = {
     ),
     "interchange": (
         "modeling_gptlite/interchange/*.py",
-        "gguf llama_cpp onnx onnx_ir onnxruntime onnxscript torch transformers",
+        "gguf llama_cpp onnx onnx_ir onnxruntime onnxscript tokenizers torch transformers",
         f"{HUB_FILES} errors files loading tokenization",
     ),
     "page": (

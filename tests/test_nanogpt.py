@@ -1,20 +1,16 @@
-"""interchange/nanogpt.py: `ckpt.pt` and `meta.pkl` in both directions."""
-
-import pickle
+"""interchange/nanogpt.py: `ckpt.pt` and `meta.pkl` are imported with equal logits, or refused."""
 
 import pytest
 import torch
-from helpers import TEXT, load_saved, nanogpt_logits, refused, save_model, save_nanogpt, shaken, tokenizer_of_kind
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from helpers import TEXT, load_saved, nanogpt_checkpoint, nanogpt_logits, refused, save_nanogpt, tokenizer_of_kind
 from torch.testing import assert_close
-from transformers import PreTrainedTokenizerFast
 
-from modeling_gptlite.interchange import Material, write
+from modeling_gptlite.interchange.nanogpt import from_nanogpt
 from scripts import convert
 
 
 CHARACTERS = sorted(set(TEXT))
-ARGUMENTS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
+IDS = torch.randint(0, 24, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("where", ["beside", "--meta"])
@@ -53,24 +49,66 @@ def test_a_checkpoint_without_characters_needs_a_tokenizer(here, capsys):
     assert tokenizer.get_vocab() == tokenizer_of_kind("bpe").get_vocab()
 
 
-def test_an_export_is_plain_python_and_names_its_data_folder(here, capsys):
-    save_model(here / "in", "nanogpt-10m")
-    convert.main(["--to", "nanogpt", "in", "out"])
-    assert "data/out" in capsys.readouterr().out
-    checkpoint = torch.load(here / "out/ckpt.pt", weights_only=True)
-    assert set(checkpoint["model_args"]) == ARGUMENTS
-    assert checkpoint["config"] == {"dataset": "out"}
-    meta = pickle.loads((here / "out/meta.pkl").read_bytes())
-    assert meta["itos"] == {index: token for token, index in meta["stoi"].items()}
-    assert [meta["stoi"][character] for character in "12 —"] == tokenizer_of_kind("char")("12 —")["input_ids"]
-    assert list(meta["itos"].values())[-3:] == ["<|endoftext|>", "<|pad|>", "<|unk|>"]
+@pytest.mark.parametrize("vocab_size", [65, 128], ids=["as many rows as tokens", "padded"])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."], ids=["plain", "compiled"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_nanogpt_checkpoint_has_the_same_logits_here(bias, prefix, vocab_size):
+    plain = nanogpt_checkpoint(bias, vocab_size)
+    model = from_nanogpt(nanogpt_checkpoint(bias, vocab_size, prefix))
+    assert_close(model(IDS).logits, nanogpt_logits(plain, IDS), atol=1e-5, rtol=1e-5)
+    assert model.config.attention_dropout == model.config.hidden_dropout == model.config.embedding_dropout == 0.1
 
 
-def test_gpt2s_tokenizer_needs_no_meta(tmp_path):
-    words = {15496: "Hello", 995: "Ġworld", 50256: "<|endoftext|>"}
-    backend = Tokenizer(models.WordLevel({words.get(index, f"#{index}"): index for index in range(50257)}, "#0"))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    model = shaken("nanogpt-10m", vocab_size=50304, hidden_size=8, num_hidden_layers=1)
-    write(Material(model, tokenizer), tmp_path, "nanogpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+def test_a_checkpoint_of_the_first_nanogpt_has_no_bias_switch_and_may_hold_masks():
+    checkpoint = nanogpt_checkpoint()
+    expected = nanogpt_logits(checkpoint, IDS)
+    del checkpoint["model_args"]["bias"], checkpoint["model_args"]["dropout"]
+    for layer in range(2):
+        checkpoint["model"][f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
+    assert_close(from_nanogpt(checkpoint)(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def without(checkpoint, part, name):
+    del checkpoint[part][name]
+    return checkpoint
+
+
+def having(checkpoint, part, **values):
+    checkpoint[part] |= values
+    return checkpoint
+
+
+WEIGHT = "transformer.h.1.mlp.c_fc.weight"
+BAD_CHECKPOINTS = {
+    "another program's": ({"state_dict": {}}, "lacks model_args or model"),
+    "no weights": ({"model_args": {}}, "lacks model_args or model"),
+    "missing weight": (without(nanogpt_checkpoint(), "model", WEIGHT), f"lacks {WEIGHT}"),
+    "extra weight": (having(nanogpt_checkpoint(), "model", extra=torch.ones(1)), "has the unknown extra"),
+    "wrong shape": (
+        having(nanogpt_checkpoint(), "model", **{WEIGHT: torch.ones(32, 128)}),
+        rf"{WEIGHT} has the shape \(32, 128\), the configuration asks for \(128, 32\)",
+    ),
+    "no tensor": (having(nanogpt_checkpoint(), "model", **{WEIGHT: 3}), rf"{WEIGHT} has the shape \(\)"),
+    "fewer layers": (having(nanogpt_checkpoint(), "model_args", n_layer=1), "has the unknown transformer.h.1"),
+    "more layers": (having(nanogpt_checkpoint(), "model_args", n_layer=3), "lacks transformer.h.2"),
+    "biases without the switch": (having(nanogpt_checkpoint(), "model_args", bias=False), "has the unknown .*bias"),
+    "another context": (having(nanogpt_checkpoint(), "model_args", block_size=64), "wpe.weight has the shape"),
+    "missing argument": (without(nanogpt_checkpoint(), "model_args", "n_head"), "model_args lacks n_head"),
+    "extra argument": (having(nanogpt_checkpoint(), "model_args", rotary=True), "model_args has the unknown rotary"),
+    "no number": (having(nanogpt_checkpoint(), "model_args", n_head=None), "n_head=None"),
+    "heads do not divide": (having(nanogpt_checkpoint(), "model_args", n_head=5), "multiple of num_attention_heads"),
+    "untied": (
+        having(nanogpt_checkpoint(), "model", **{"lm_head.weight": torch.ones(65, 32)}),
+        "lm_head.weight and transformer.wte.weight differ",
+    ),
+    "not causal": (
+        having(nanogpt_checkpoint(), "model", **{"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32)}),
+        "not nanoGPT's causal mask",
+    ),
+}
+
+
+@pytest.mark.parametrize(("checkpoint", "message"), BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS)
+def test_a_checkpoint_that_is_not_nanogpts_is_refused(checkpoint, message):
+    with pytest.raises(ValueError, match=message):
+        from_nanogpt(checkpoint)

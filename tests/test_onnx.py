@@ -20,6 +20,7 @@ for package in ("onnx", "onnxscript"):
 
 MODELS = {
     "Qwen3": ("modern-1m", {}),
+    "Llama": ("modern-1m", {"qk_norm": False}),
     "GPT-2": ("nanogpt-10m", {}),
     "our own": ("modern-1m", {"norm_type": "layernorm"}),
 }

@@ -48,7 +48,6 @@ PARENTS = [
     Parent(torch, "_foreach_lerp", None, "all updates in one call: StackedMuon.step"),
     Parent(torch, "_foreach_mul_", None, "all weights in one call: StackedMuon.step"),
     Parent(torch, "_foreach_add_", None, "all weights in one call: StackedMuon.step"),
-    Parent(torch, "_weight_int8pack_mm", None, "int8 products: decoding.Int8Linear"),
     Parent(torch.cpu, "_is_avx512_bf16_supported", "", "the precision of training: hardware.multiplies_bf16"),
     Parent(torch.cpu, "_is_amx_tile_supported", "", "the precision of training: hardware.multiplies_bf16"),
 ]

@@ -1,32 +1,33 @@
-"""interchange/pretrained.py and vocabulary.py: folders of transformers' classes, in both directions."""
+"""interchange/pretrained.py: folders of transformers' classes, in both directions."""
 
 import json
 
 import pytest
 import torch
-from helpers import load_saved, save_model
+from helpers import load_saved, refused, save_model
+from transformers import pipeline
 
-from modeling_gptlite.interchange.vocabulary import LOADING_OPTIONS
+from modeling_gptlite.interchange.pretrained import LOADING_OPTIONS
 from scripts import convert
 
 
 ROUND_TRIPS = [
-    ("modern-1m", "qwen3", "Qwen3ForCausalLM"),
-    ("gpt2-124m", "gpt2", "GPT2LMHeadModel"),
-    ("nanogpt-10m", "gpt2", "GPT2LMHeadModel"),
-    ("nanogpt-10m", "nanogpt", None),
+    ("modern-1m", {}, "qwen3", "Qwen3ForCausalLM"),
+    ("modern-1m", {"qk_norm": False}, "llama", "LlamaForCausalLM"),
+    ("gpt2-124m", {}, "gpt2", "GPT2LMHeadModel"),
+    ("nanogpt-10m", {}, "gpt2", "GPT2LMHeadModel"),
 ]
 
 
-@pytest.mark.parametrize(("preset", "target", "class_name"), ROUND_TRIPS)
-def test_a_round_trip_keeps_logits_and_tokenizer(preset, target, class_name, here, capsys):
-    model, tokenizer = load_saved(save_model(here / "in", preset))
+@pytest.mark.parametrize("source", [[], ["--from"]], ids=["found", "given"])
+@pytest.mark.parametrize(("preset", "overrides", "target", "class_name"), ROUND_TRIPS)
+def test_a_round_trip_keeps_logits_and_tokenizer(preset, overrides, target, class_name, source, here, capsys):
+    model, tokenizer = load_saved(save_model(here / "in", preset, **overrides))
     convert.main(["--to", target, "in", "deep/out"])
     assert "logits differ by at most 0.0e+00" in capsys.readouterr().out
-    if class_name:
-        assert json.loads((here / "deep/out/config.json").read_text())["architectures"] == [class_name]
-        assert not list((here / "deep/out").glob("*.py"))
-    convert.main(["--from", target, "deep/out", "back"])
+    assert json.loads((here / "deep/out/config.json").read_text())["architectures"] == [class_name]
+    assert not list((here / "deep/out").glob("*.py"))
+    convert.main([*source, *([target] if source else []), "deep/out", "back"])
     back, back_tokenizer = load_saved(here / "back")
     assert torch.equal(back(torch.arange(20)[None]).logits, model(torch.arange(20)[None]).logits)
     assert back_tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -57,8 +58,26 @@ def test_rope_theta_is_where_older_loaders_look_for_it(target, here, capsys):
 def test_a_tokenizer_is_saved_for_every_loader_and_without_local_options(target, here, capsys):
     save_model(here / "in", "modern-1m")
     convert.main(["--to", "qwen3", "in", "first"])
-    source = {"qwen3": ["--to=qwen3", "in"], "gptlite": ["--from=qwen3", "first"]}[target]
+    source = {"qwen3": ["--to=qwen3", "in"], "gptlite": ["first"]}[target]
     convert.main([*source, "out"])
     config = json.loads((here / "out/tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not set(LOADING_OPTIONS) & set(config)
+
+
+@pytest.mark.parametrize("target", ["qwen3", "llama", "gpt2"])
+def test_a_pipeline_without_arguments_ends_at_the_context(target, here, capsys):
+    preset = "nanogpt-10m" if target == "gpt2" else "modern-1m"
+    save_model(here / "in", preset, eos_token_id=None, qk_norm=target == "qwen3")
+    convert.main(["--to", target, "in", "out"])
+    (result,) = pipeline("text-generation", model="out", return_tensors=True)("12 green")
+    assert len(result["generated_token_ids"]) == 32
+
+
+def test_an_adapter_is_refused(here, capsys):
+    peft = pytest.importorskip("peft")
+    model, tokenizer = load_saved(save_model(here / "in", "modern-1m"))
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(here / "adapter")
+    tokenizer.save_pretrained(here / "adapter")
+    capsys.readouterr()
+    refused(convert.main, "--to=qwen3", "adapter", "out", capsys=capsys, told=["LoRA adapter", "merge"])

@@ -20,8 +20,7 @@ from helpers import ROOT, TEXT, save_nanogpt, tiny_model
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM, configuration_gptlite
 from modeling_gptlite.configuration_gptlite import PRESETS
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, DataError, SourceArguments, TextFile, open_source
-from modeling_gptlite.interchange import FORMATS
-from modeling_gptlite.interchange.names import to_gpt2
+from modeling_gptlite.interchange import FORMATS, to_native
 from modeling_gptlite.runs import train as runs_train
 from modeling_gptlite.runs.model import add_lora
 from modeling_gptlite.training.timing import Costs
@@ -101,9 +100,12 @@ def make_models(cwd):
     (cwd / "data" / "shakespeare_char").mkdir(parents=True)
     (cwd / "out-shakespeare-char" / "meta.pkl").rename(cwd / "data" / "shakespeare_char" / "meta.pkl")
     model = tiny_model("nanogpt-10m", vocab_size=len(tokenizer))
-    for name, saved in {"out/nanogpt_cpu": model, "my-gpt2": to_gpt2(model)}.items():
+    for name, saved in {"out/nanogpt_cpu": model, "my-gpt2": to_native(model)}.items():
         saved.save_pretrained(cwd / name)
         tokenizer.save_pretrained(cwd / name)
+    tokenizer = build_char_tokenizer(TEXT)
+    to_native(tiny_model("modern-1m", vocab_size=len(tokenizer), qk_norm=False)).save_pretrained(cwd / "out/smollm2")
+    tokenizer.save_pretrained(cwd / "out/smollm2")
 
 
 @pytest.mark.parametrize("line", lines("gptlite ", "python -m scripts."))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..interchange.fields import WHOLE_MODEL, require_understood
+from ..interchange.native import WHOLE_MODEL, require_supported
 from ..modeling_gptlite import GPTLiteForCausalLM, GPTLiteModel
 
 
@@ -146,7 +146,7 @@ def build_graph(model: GPTLiteForCausalLM, int8: bool = True, metadata: dict[str
 
 
 def _require_kernels(config: Any) -> None:
-    require_understood(config, "the engine", WHOLE_MODEL)
+    require_supported(config, "the engine", WHOLE_MODEL)
     if config.hidden_act not in ACTIVATIONS:
         raise EngineError(f"the engine computes {', '.join(ACTIVATIONS)}, not hidden_act={config.hidden_act!r}")
     if config.head_dim % 8:

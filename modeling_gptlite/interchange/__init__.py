@@ -1,13 +1,13 @@
-"""Import and export: other projects' formats to GPTLite and back.
+"""Import and export of models in other projects' formats.
 
 from modeling_gptlite.interchange import convert
 
 convert("out/quickstart", "out/quickstart-gguf", target_format="gguf", dtype="q8_0")
 """
 
-from .fields import ConversionError
 from .formats import FORMATS, Format, VerificationError, convert, read, readable, verify, writable, write
 from .material import Engine, Material
+from .native import ConversionError, from_native, to_native
 
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Material",
     "VerificationError",
     "convert",
+    "from_native",
     "read",
     "readable",
+    "to_native",
     "verify",
     "writable",
     "write",

@@ -8,18 +8,18 @@ checks of its flags and the comparison with other engines all come from that ent
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel, Qwen3ForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from ..files import new_folder
 from ..loading import CONFIGURATION_ERRORS, reason
 from ..modeling_gptlite import GPTLiteForCausalLM
 from . import gguf, nanogpt, onnx, pretrained
-from .fields import GPT2, NANOGPT, QWEN3, WHOLE_MODEL, ConversionError, require_understood
 from .material import Engine, Material, logits_of
-from .names import to_gpt2, to_qwen3
+from .native import GPT2, LLAMA, QWEN3, WHOLE_MODEL, ConversionError, require_supported, to_gpt2, to_llama, to_qwen3
 
 
 CHECKED_TOKENS = 256
@@ -35,75 +35,71 @@ class Format:
 
     Args:
         summary: What it is, for the help text.
-        read: Returns the model at a path or Hub name. Called with that, a tokenizer's path or Hub name or None, and the
-            options that `takes` names. None if the format cannot be read.
+        read: Called with a path or Hub name, and a tokenizer's path or Hub name or None. None if the format cannot be
+            read.
         write: Called with the model and an empty folder, and with `dtype` if `dtypes` has any. None if the format
             cannot be written.
-        understood: The configuration fields that `write` knows; a model with another field is refused. None if `write`
-            saves the whole configuration.
+        supported_fields: The configuration fields that `write` knows; a model with another field is refused. None if
+            `write` saves the whole configuration.
         holds: The class of transformers that such a folder holds.
-        takes: Options of `read`.
         dtypes: Precisions that `write` can round to, and how far a logit may move, relative to the largest logit.
         engines: Programs that run a written folder.
-        hint: Returns lines to print about a written folder.
     """
 
     summary: str
     read: Callable[..., Material] | None = None
     write: Callable[..., None] | None = None
-    understood: frozenset[str] | None = frozenset()
+    supported_fields: frozenset[str] | None = frozenset()
     holds: type[PreTrainedModel] | None = None
-    takes: tuple[str, ...] = ()
     dtypes: Mapping[str, float] = field(default_factory=dict)
     engines: tuple[Engine, ...] = ()
-    hint: Callable[[Path], str] | None = None
 
 
 FORMATS: dict[str, Format] = {
     "gptlite": Format(
         "this package's class",
         read=pretrained.read_pretrained,
-        write=pretrained.write_pretrained(lambda model: model),
-        understood=None,
+        write=pretrained.write_pretrained,
+        supported_fields=None,
         holds=GPTLiteForCausalLM,
         engines=(pretrained.TRANSFORMERS,),
     ),
-    "nanogpt": Format(
-        "nanoGPT's ckpt.pt",
-        read=nanogpt.read_nanogpt,
-        write=nanogpt.write_nanogpt,
-        understood=NANOGPT.understood,
-        takes=("meta",),
-        engines=(nanogpt.READ_BACK,),
-        hint=nanogpt.sampling_hint,
-    ),
+    "nanogpt": Format("nanoGPT's ckpt.pt", read=nanogpt.read_nanogpt),
     "gpt2": Format(
         "transformers' GPT-2 class",
         read=pretrained.read_pretrained,
-        write=pretrained.write_pretrained(to_gpt2),
-        understood=GPT2.understood,
+        write=partial(pretrained.write_pretrained, convert=to_gpt2),
+        supported_fields=GPT2.supported_fields,
         holds=GPT2LMHeadModel,
         engines=(pretrained.TRANSFORMERS,),
     ),
     "qwen3": Format(
         "transformers' Qwen3 class",
         read=pretrained.read_pretrained,
-        write=pretrained.write_pretrained(to_qwen3),
-        understood=QWEN3.understood,
+        write=partial(pretrained.write_pretrained, convert=to_qwen3),
+        supported_fields=QWEN3.supported_fields,
         holds=Qwen3ForCausalLM,
+        engines=(pretrained.TRANSFORMERS,),
+    ),
+    "llama": Format(
+        "transformers' Llama class",
+        read=pretrained.read_pretrained,
+        write=partial(pretrained.write_pretrained, convert=to_llama),
+        supported_fields=LLAMA.supported_fields,
+        holds=LlamaForCausalLM,
         engines=(pretrained.TRANSFORMERS,),
     ),
     "gguf": Format(
         "for llama.cpp and Ollama",
         write=gguf.write_gguf,
-        understood=WHOLE_MODEL,
+        supported_fields=WHOLE_MODEL,
         dtypes=gguf.DTYPES,
         engines=gguf.ENGINES,
     ),
     "onnx": Format(
         "for ONNX Runtime and transformers.js",
         write=onnx.write_onnx,
-        understood=WHOLE_MODEL,
+        supported_fields=WHOLE_MODEL,
         engines=onnx.ENGINES,
     ),
 }
@@ -120,7 +116,7 @@ def writable() -> list[str]:
 def convert(
     source: str | Path,
     output: str | Path,
-    source_format: str = "gptlite",
+    source_format: str | None = None,
     target_format: str = "gptlite",
     tokenizer: str | None = None,
     meta: str | None = None,
@@ -135,7 +131,7 @@ def convert(
     Args:
         source: Folder, file or Hub name of the model.
         output: The folder to write; it must not exist, or be empty.
-        source_format: A name in `readable()`.
+        source_format: A name in `readable()`. Default: the class that the folder or repository holds.
         target_format: A name in `writable()`.
         tokenizer: Folder or Hub name of another tokenizer than the source's.
         meta: nanoGPT's `meta.pkl`.
@@ -147,24 +143,24 @@ def convert(
         UserError: The source cannot be read, the target cannot be written, or the conversion would not be exact.
         VerificationError: The result gives other logits.
     """
-    _check_request(source_format, target_format, {"meta": meta}, dtype)
+    _check_request(source_format, target_format, meta, dtype)
     with new_folder(output, ConversionError) as folder:
         material = read(str(source), source_format, tokenizer, **({"meta": meta} if meta is not None else {}))
+        if type(material.original) is FORMATS[target_format].holds:
+            raise ConversionError(f"{source} has the format {target_format} already: there is nothing to convert")
         write(material, folder, target_format, dtype)
         if check:
             verify(material, folder, target_format, dtype, report)
     report(f"{output}: {material.model.num_parameters():,} parameters as {target_format}")
-    if hint := FORMATS[target_format].hint:
-        report(hint(Path(output)))
 
 
-def read(source: str, name: str, tokenizer: str | None = None, **options: str) -> Material:
-    """Read a model in the format `name`.
+def read(source: str, name: str | None = None, tokenizer: str | None = None, **options: str) -> Material:
+    """Read a model in the format `name`, by default in that of the class of transformers that it holds.
 
     Raises:
         UserError: It cannot be read, or is of another format.
     """
-    reader = FORMATS[name].read
+    reader = FORMATS[name].read if name else pretrained.read_pretrained
     assert reader is not None, name
     try:
         material = reader(source, tokenizer, **options)
@@ -172,9 +168,9 @@ def read(source: str, name: str, tokenizer: str | None = None, **options: str) -
         raise ConversionError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
     except CONFIGURATION_ERRORS as error:
         cause = str(error) if isinstance(error, ConversionError) else reason(error)
-        raise ConversionError(f"cannot convert {source} from {name}: {cause}") from error
+        raise ConversionError(f"cannot convert {source}: {cause}") from error
     held = type(material.original)
-    if FORMATS[name].holds not in (None, held):
+    if name and FORMATS[name].holds not in (None, held):
         fitting = [other for other, format in FORMATS.items() if format.holds is held]
         raise ConversionError(f"{source} holds a {held.__name__}; use --from {fitting[0]}")
     if len(material.tokenizer) > material.model.config.vocab_size:
@@ -193,8 +189,8 @@ def write(material: Material, folder: Path, name: str, dtype: str | None = None)
     target = FORMATS[name]
     assert target.write is not None, name
     try:
-        if target.understood is not None:
-            require_understood(material.model.config, name, target.understood)
+        if target.supported_fields is not None:
+            require_supported(material.model.config, name, target.supported_fields)
         target.write(material, folder, **({"dtype": dtype} if dtype is not None else {}))
     except ConversionError as error:
         raise ConversionError(f"cannot convert to {name}: {error}") from error
@@ -211,7 +207,6 @@ def verify(
     model = material.model
     tokens = min(model.config.max_position_embeddings, CHECKED_TOKENS)
     input_ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
-    is_half = model.dtype != torch.float32
     expected = logits_of((material.original or model).float(), input_ids)
     largest = expected.abs().max().item()
     for engine in FORMATS[name].engines:
@@ -223,22 +218,17 @@ def verify(
         line = (
             f"{engine.name}: logits differ by at most {difference:.1e} (largest logit {largest:.1f}, {tokens} tokens)"
         )
-        tolerance = (is_half and engine.half_tolerance) or engine.tolerance
-        if not difference <= max(tolerance, FORMATS[name].dtypes.get(dtype or "", 0.0)) * max(largest, 1):
+        if not difference <= max(engine.tolerance, FORMATS[name].dtypes.get(dtype or "", 0.0)) * max(largest, 1):
             raise VerificationError(f"the result is wrong, and was deleted: {line}")
         report(line)
 
 
-def _check_request(source: str, target: str, options: Mapping[str, str | None], dtype: str | None) -> None:
-    for name, allowed in ((source, readable()), (target, writable())):
+def _check_request(source: str | None, target: str, meta: str | None, dtype: str | None) -> None:
+    for name, allowed in ((source, [None, *readable()]), (target, writable())):
         if name not in allowed:
-            raise ConversionError(f"unknown format {name!r}; choose from {', '.join(allowed)}")
-    if source == target:
-        raise ConversionError(f"--from and --to are both {source}: there is nothing to convert")
-    for option, value in options.items():
-        if value is not None and option not in FORMATS[source].takes:
-            fitting = [name for name, format in FORMATS.items() if option in format.takes]
-            raise ConversionError(f"--{option} needs --from {' or '.join(fitting)}")
+            raise ConversionError(f"unknown format {name!r}; choose from {', '.join(filter(None, allowed))}")
+    if meta is not None and source != "nanogpt":
+        raise ConversionError("--meta needs --from nanogpt")
     if dtype is not None and dtype not in FORMATS[target].dtypes:
         fitting = [f"{name} ({', '.join(format.dtypes)})" for name, format in FORMATS.items() if format.dtypes]
         raise ConversionError(f"--dtype {dtype} does not go with --to {target}; it goes with {' or '.join(fitting)}")

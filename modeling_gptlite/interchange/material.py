@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .fields import ConversionError
+from .native import ConversionError
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Material:
         tokenizer: Its tokenizer.
         original: The model as it was read; the written files must give its logits. Default: `model`.
         name: A name for the metadata and for file names.
-        license: The licence as an SPDX identifier, None if it is unknown.
+        license: The license as an SPDX identifier, None if it is unknown.
     """
 
     model: GPTLiteForCausalLM
@@ -43,14 +43,12 @@ class Engine:
         logits: Called with the folder, token ids `(batch, tokens)` and the GPTLite model that was written; returns the
             logits `(batch, tokens, vocab_size)`. Raises `ImportError` if the program is not installed.
         tolerance: Largest allowed difference of the logits, as a fraction of the largest logit.
-        half_tolerance: The same for weights in half precision, if the engine also computes in it. Default: `tolerance`.
-        package: What `pip install` needs for it.
+            package: What `pip install` needs for it.
     """
 
     name: str
     logits: Callable[[Path, torch.Tensor, GPTLiteForCausalLM], torch.Tensor]
     tolerance: float = 1e-4
-    half_tolerance: float | None = None
     package: str | None = None
 
 

@@ -1,8 +1,9 @@
-"""nanoGPT's files: `ckpt.pt` with the model, and `meta.pkl` with the characters of its data set.
+"""Import nanoGPT's files: `ckpt.pt` with the model, and `meta.pkl` with the characters of its dataset.
 
     material = read_nanogpt("out-shakespeare-char", meta="data/shakespeare_char/meta.pkl")
 
-Both are pickles, which can hold code; nothing here runs code from a file.
+The weights have GPT-2's names. Linear weights are not transposed; all norms and linears have a bias, or none has one.
+Both files are pickles, which can hold code; nothing here runs code from a file.
 """
 
 import pickle
@@ -14,15 +15,31 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tokenization import char_tokenizer
 
+from ..configuration_gptlite import GPTLiteConfig
 from ..loading import load_tokenizer
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .fields import ConversionError
-from .material import Engine, Material, logits_of
-from .names import from_nanogpt, to_nanogpt
-from .vocabulary import bpe_units
+from .material import Material
+from .native import (
+    BIASES,
+    GPT2,
+    ConversionError,
+    build,
+    from_gpt2_names,
+    require_names,
+    require_tensors,
+    to_gpt2_names,
+)
 
 
 CHECKPOINT_FILE, META_FILE = "ckpt.pt", "meta.pkl"
+# The integers in `model_args`, and GPTLite's fields for them.
+ARGUMENTS = {
+    "vocab_size": "vocab_size",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "block_size": "max_position_embeddings",
+}
 
 
 def read_nanogpt(source: str, tokenizer: str | None = None, meta: str | None = None) -> Material:
@@ -104,40 +121,40 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, and only plain values are loaded")
 
 
-def write_nanogpt(material: Material, folder: Path) -> None:
-    """Write `ckpt.pt` and, for a character-level model, the `meta.pkl` for nanoGPT's folder `data/<folder's name>`.
+def from_nanogpt(checkpoint: dict) -> GPTLiteForCausalLM:
+    """Convert a nanoGPT checkpoint, as `torch.load` returns it, to a GPTLite with the same logits.
 
     Raises:
-        ConversionError: nanoGPT cannot compute the model, or cannot use its tokenizer.
+        ConversionError: It is not a nanoGPT checkpoint, or its weights do not match its `model_args`.
     """
-    tokenizer = material.tokenizer
-    checkpoint = to_nanogpt(material.model)
-    if bpe_units(tokenizer)[0] == "characters":
-        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        stoi = {token: index for index, token in enumerate(tokens)}
-        meta = {"vocab_size": len(tokens), "itos": dict(enumerate(tokens)), "stoi": stoi}
-        (folder / META_FILE).write_bytes(pickle.dumps(meta))
-        checkpoint["config"] = {"dataset": folder.name}  # sample.py looks for meta.pkl under this name
-    elif not _is_gpt2_tokenizer(tokenizer):
-        raise ConversionError("nanoGPT takes a character-level tokenizer or GPT-2's; this model has another one")
-    torch.save(checkpoint, folder / CHECKPOINT_FILE)
+    arguments, weights = checkpoint.get("model_args"), checkpoint.get("model")
+    if not isinstance(arguments, dict) or not isinstance(weights, dict):
+        raise ConversionError("not a nanoGPT checkpoint: it lacks model_args or model")
+    arguments = {"bias": True, "dropout": 0.0, **arguments}  # early versions of nanoGPT wrote neither
+    require_names(arguments, [*ARGUMENTS, "bias", "dropout"], "model_args")
+    for name, value in arguments.items():
+        if type(value) is not int and name not in ("bias", "dropout"):
+            raise ConversionError(f"model_args has {name}={value!r}, which must be an integer")
+    fields: dict[str, Any] = {
+        **GPT2.required,
+        **{"hidden_act": "gelu", "norm_eps": 1e-5, "tie_word_embeddings": True},
+        **{field: arguments[name] for name, field in ARGUMENTS.items()},
+        **dict.fromkeys(BIASES, bool(arguments["bias"])),
+        **dict.fromkeys(("attention_dropout", "hidden_dropout", "embedding_dropout"), arguments["dropout"]),
+    }
+    config = GPTLiteConfig(**fields)
+    # torch.compile adds the prefix.
+    weights = {str(name).removeprefix("_orig_mod."): weight for name, weight in weights.items()}
+    for name in [name for name in weights if name.endswith(".attn.bias")]:
+        _require_causal_mask(name, weights.pop(name))  # a buffer of unfused attention
+    with torch.device("meta"):
+        expected = to_gpt2_names(GPTLiteForCausalLM(config), bias=config.norm_bias, transposed=False)
+    require_tensors(weights, expected)
+    if not torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"]):
+        raise ConversionError("lm_head.weight and transformer.wte.weight differ; nanoGPT ties them")
+    return build(config, from_gpt2_names(weights, config, transposed=False))
 
 
-def _is_gpt2_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it is the tokenizer that nanoGPT uses without a meta.pkl; decided by its size and a sample."""
-    return len(tokenizer) == 50257 and tokenizer("Hello world<|endoftext|>")["input_ids"] == [15496, 995, 50256]
-
-
-def nanogpt_logits(folder: Path, input_ids: torch.Tensor, model: GPTLiteForCausalLM) -> torch.Tensor:
-    return logits_of(from_nanogpt(load_checkpoint(folder / CHECKPOINT_FILE)), input_ids)
-
-
-def sampling_hint(folder: Path) -> str:
-    """How to sample from a written folder."""
-    return (
-        f"to sample in nanoGPT's folder: copy {META_FILE}, if there is one, to data/{folder.name}, and run\n"
-        f"python sample.py --out_dir={folder}"
-    )
-
-
-READ_BACK = Engine("the written nanoGPT checkpoint", nanogpt_logits)
+def _require_causal_mask(name: str, mask: torch.Tensor) -> None:
+    if not torch.equal(mask, torch.ones_like(mask).tril()):
+        raise ConversionError(f"{name} is not nanoGPT's causal mask")

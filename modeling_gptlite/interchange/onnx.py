@@ -9,6 +9,7 @@ transformers' exporter traces it under other names, which no loader looks for, s
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .fields import ConversionError
 from .material import Engine, Material, from_extra, quiet
-from .names import to_native
-from .pretrained import write_rope_theta
-from .vocabulary import save_tokenizer
+from .native import ConversionError, to_native
+from .pretrained import save_tokenizer, write_rope_theta
 
 
 MODEL_FILE, QUANTIZED_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"
@@ -40,8 +39,8 @@ AXES: dict[str, tuple[str | None, ...]] = {
 def write_onnx(material: Material, folder: Path) -> None:
     """Write the graph in float32 and with int8 weights, `config.json`, `generation_config.json` and the tokenizer.
 
-    The configuration is that of `Qwen3ForCausalLM` or `GPT2LMHeadModel` if one of them computes the model, as the
-    loaders know these; otherwise it is GPTLite's own, and the graph runs in ONNX Runtime alone.
+    The configuration is that of transformers' Qwen3, Llama or GPT-2 if one of them computes the model, as the loaders
+    know these; otherwise it is GPTLite's own, and the graph runs in ONNX Runtime alone.
 
     Raises:
         ConversionError: A package is not installed.
@@ -145,7 +144,9 @@ def _quantize(folder: Path) -> None:
     quantize_dynamic(folder / MODEL_FILE, folder / QUANTIZED_FILE, **settings)
 
 
-def onnx_logits(folder: Path, input_ids: torch.Tensor, file: str = MODEL_FILE) -> torch.Tensor:
+def onnx_logits(
+    folder: Path, input_ids: torch.Tensor, model: GPTLiteForCausalLM | None = None, file: str = MODEL_FILE
+) -> torch.Tensor:
     """Logits by ONNX Runtime: the first half of the tokens as a prompt, the second half with the first's cache.
 
     Raises:
@@ -173,6 +174,6 @@ def onnx_logits(folder: Path, input_ids: torch.Tensor, file: str = MODEL_FILE) -
 
 
 ENGINES = (
-    Engine("ONNX Runtime", lambda folder, ids, model: onnx_logits(folder, ids)),
-    Engine("ONNX Runtime, int8", lambda folder, ids, model: onnx_logits(folder, ids, QUANTIZED_FILE), tolerance=0.2),
+    Engine("ONNX Runtime", onnx_logits),
+    Engine("ONNX Runtime, int8", partial(onnx_logits, file=QUANTIZED_FILE), tolerance=0.2),
 )

@@ -1,25 +1,26 @@
-"""Folders of transformers' own layout: GPTLite, GPT-2 and Qwen3, which `from_pretrained` loads."""
+"""Folders of transformers' own layout: GPTLite, GPT-2, Qwen3 and Llama, which `from_pretrained` loads."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..loading import load_pretrained
+from ..loading import accept_older_transformers, load_pretrained
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .fields import ConversionError
 from .material import Engine, Material, logits_of
-from .names import from_native, to_native
-from .vocabulary import save_tokenizer
+from .native import ConversionError, from_native, to_native
 
 
 RUN_FILE = "run.json"
+# How the tokenizer was loaded on this machine, which transformers saves with it.
+LOADING_OPTIONS = ("is_local", "local_files_only")
 
 
 def read_pretrained(source: str, tokenizer: str | None = None) -> Material:
-    """Load a folder or a repository on the Hub; a Qwen3 or GPT-2 is converted to GPTLite.
+    """Load a folder or a repository on the Hub; a Qwen3, Llama or GPT-2 is converted to GPTLite.
 
     Raises:
         UserError: It cannot be loaded, weights are missing or left over, or GPTLite cannot compute the model.
@@ -27,6 +28,8 @@ def read_pretrained(source: str, tokenizer: str | None = None) -> Material:
     if Path(source).is_file():
         raise ConversionError(f"{source} is a file; give the folder of a model or its name on the Hub")
     (original, loading), loaded_tokenizer = load_pretrained(source, tokenizer, output_loading_info=True)
+    if getattr(original, "_hf_peft_config_loaded", False):
+        raise ConversionError(f"{source} is a LoRA adapter; merge it into its base model, and convert that")
     for problem in ("missing", "unexpected", "mismatched"):
         if keys := sorted(map(str, loading[f"{problem}_keys"])):
             raise ConversionError(f"{source} has {len(keys)} {problem} weights: {', '.join(keys[:3])}")
@@ -35,28 +38,26 @@ def read_pretrained(source: str, tokenizer: str | None = None) -> Material:
 
 
 def _recorded_license(folder: Path) -> str | None:
-    """The licence in the run's record, if the folder has a readable one."""
+    """The license in the run's record, if the folder has a readable one."""
     try:
         return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["data"]["license"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def write_pretrained(convert: Callable[[GPTLiteForCausalLM], PreTrainedModel]) -> Callable[[Material, Path], None]:
-    """A function that converts the model by `convert` and saves it with its tokenizer."""
-
-    def write(material: Material, folder: Path) -> None:
-        model = convert(material.model)
-        model.save_pretrained(folder)
-        if model is not material.model:
-            write_rope_theta(model.config, folder)
-        save_tokenizer(material.tokenizer, folder)
-
-    return write
+def write_pretrained(
+    material: Material, folder: Path, convert: Callable[[GPTLiteForCausalLM], PreTrainedModel] | None = None
+) -> None:
+    """Save the model, after `convert` if that is given, and its tokenizer."""
+    model = convert(material.model) if convert else material.model
+    model.save_pretrained(folder)
+    if convert:
+        write_rope_theta(model.config, folder)
+    save_tokenizer(material.tokenizer, folder)
 
 
 # The class of transformers that computes the same, whichever it is: what a push `--as native` publishes.
-write_native = write_pretrained(to_native)
+write_native = partial(write_pretrained, convert=to_native)
 
 
 def write_rope_theta(config: PreTrainedConfig, folder: Path) -> None:
@@ -67,6 +68,16 @@ def write_rope_theta(config: PreTrainedConfig, folder: Path) -> None:
         saved = json.loads(path.read_text(encoding="utf-8"))
         saved["rope_theta"] = rope["rope_theta"]
         path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save the tokenizer for transformers 4 and 5, without the options that it was loaded with."""
+    tokenizer.save_pretrained(folder)
+    accept_older_transformers(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in LOADING_OPTIONS}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pretrained_logits(folder: Path, input_ids: torch.Tensor, model: GPTLiteForCausalLM) -> torch.Tensor:

@@ -15,8 +15,7 @@ from transformers import TextStreamer, set_seed
 
 from tokenization import describe_characters, unknown_characters
 
-from ..decoding import quantize_int8
-from ..engine import in_engine, load_fast
+from ..engine import EngineError, in_engine, load_fast
 from ..errors import UserError, check
 from ..loading import check_folder, check_generation, load_for_inference, load_tokenizer, longest_text
 
@@ -38,7 +37,7 @@ class LoadSettings:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "float32, bfloat16, float16, or int8 (weights; CPU only). Default: that of the saved weights."
+            "help": "float32, bfloat16, float16, or int8 (weights; onnx only). Default: that of the saved weights."
         },
     )
     engine: str = field(
@@ -123,33 +122,35 @@ def load_generator(name_or_path: str, device: str | None = None, dtype: str = "a
 
     Args:
         device: Default: the accelerator if there is one, else the CPU.
-        dtype: One of `DTYPES`; int8 is for the CPU only.
-        engine: One of `ENGINES`. "auto" is ONNX Runtime where that is faster and gives the same text, else PyTorch.
+        dtype: One of `DTYPES`; int8 needs ONNX Runtime.
+        engine: One of `ENGINES`. "auto" is ONNX Runtime for int8, and where it is faster and gives the same text;
+            otherwise PyTorch.
 
     Raises:
-        UserError: It cannot be loaded or quantized, or the engine cannot run it.
+        UserError: It cannot be loaded, or the engine cannot run it.
     """
-    if engine == "onnx":
+    if engine == "torch" and dtype == "int8":
+        raise UserError("--engine torch does not take --dtype int8; use --engine onnx")
+    if engine == "onnx" or dtype == "int8":
         return _load_in_onnx(name_or_path, device, dtype)
-    model, tokenizer = load_for_inference(name_or_path, device, "float32" if dtype == "int8" else dtype)
-    if dtype == "int8":
-        try:
-            model = quantize_int8(model)
-        except ValueError as error:
-            raise UserError(f"--dtype int8: {error}") from error
-    if engine == "auto" and dtype != "int8":
+    model, tokenizer = load_for_inference(name_or_path, device, dtype)
+    if engine == "auto":
         model = _faster_if_equal(model)
     return model, tokenizer
 
 
 def _load_in_onnx(name_or_path: str, device: str | None, dtype: str):
+    chosen = "--dtype int8" if dtype == "int8" else "--engine onnx"
     if device not in (None, "cpu"):
-        raise UserError(f"--engine onnx takes --device cpu, got --device {device}")
+        raise UserError(f"{chosen} takes --device cpu, got --device {device}")
     if dtype not in ("auto", "float32", "int8"):
-        raise UserError(f"--engine onnx takes --dtype float32 or int8, got --dtype {dtype}")
+        raise UserError(f"{chosen} takes --dtype float32 or int8, got --dtype {dtype}")
     check_folder(name_or_path)
     tokenizer = load_tokenizer(name_or_path)
-    model = load_fast(name_or_path, int8=dtype == "int8")
+    try:
+        model = load_fast(name_or_path, int8=dtype == "int8")
+    except EngineError as error:
+        raise UserError(f"{chosen}: {error}; without {chosen}, PyTorch generates") from error
     check_generation(model, name_or_path)
     return model, tokenizer
 

@@ -137,7 +137,7 @@ def _converted(source: Path, files: dict[str, Path], kind: str) -> Iterator[Mate
         raise HubError(f"cannot publish {source} as {kind}: {error}") from error
 
 
-# What a model can be published as: gptlite, with its code; native, as transformers' own Qwen3 or GPT-2 class; gguf, as
+# What a model can be published as: gptlite, with its code; native, as transformers' own class; gguf, as
 # files for llama.cpp and Ollama.
 KINDS = {"gptlite": _stage_gptlite, "native": _stage_native, "gguf": _stage_gguf}
 

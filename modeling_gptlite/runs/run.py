@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encode import RunData
-from ..decoding import SAMPLING
+from ..decoding import sampling_defaults
 from ..files import apply_umask
 from ..loading import accept_older_transformers, longest_text
 from ..training.callbacks import (
@@ -206,18 +206,3 @@ def sample(
         ends: Generation stops at this token.
     """
     return write_sample(model, tokenizer, prompt, length, seed, longest=longest_text(model), eos_token_id=ends)
-
-
-def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: bool = False) -> GenerationConfig:
-    """Sampling settings that suit a small model.
-
-    Args:
-        stops: Generation ends at the end-of-text token. False if the model was never trained to predict it: it would
-            end texts at random.
-    """
-    return GenerationConfig(
-        **SAMPLING,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id if stops else None,
-        pad_token_id=tokenizer.pad_token_id,
-    )

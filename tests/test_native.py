@@ -1,28 +1,39 @@
-"""interchange/names.py: the same model as another class has equal logits, or is refused with the reason."""
+"""interchange/native.py: the same model as another class has equal logits, or is refused with the reason."""
+
+import json
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, nanogpt_checkpoint, nanogpt_logits, shake, shaken, tiny_model
+from helpers import save_model, shake, shaken, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from modeling_gptlite import GPTLiteForCausalLM
-from modeling_gptlite.interchange.names import (
+from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
+from modeling_gptlite.interchange import FORMATS, Material, writable, write
+from modeling_gptlite.interchange.native import (
+    GPT2,
+    LLAMA,
+    QWEN3,
+    WITHOUT_EFFECT,
     ConversionError,
-    from_nanogpt,
     from_native,
     to_gpt2,
-    to_nanogpt,
+    to_llama,
     to_native,
     to_qwen3,
 )
+from modeling_gptlite.interchange.pretrained import read_pretrained, write_native
 
 
 GPT2_TINY = {"vocab_size": 65, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
@@ -39,13 +50,22 @@ QWEN3_TINY = {
 IDS = torch.randint(0, 24, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
+NATIVE = {
+    "classic-10m": (GPT2LMHeadModel, {"vocab_size": 24}),
+    "nanogpt-10m": (GPT2LMHeadModel, {}),
+    "gpt2-124m": (GPT2LMHeadModel, {}),
+    "modern-1m": (Qwen3ForCausalLM, {}),
+    "modern-10m": (LlamaForCausalLM, {"qk_norm": False, "num_key_value_heads": 2}),
+}
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("preset", ARCHITECTURES)
+@pytest.mark.parametrize("preset", NATIVE)
 def test_the_native_class_has_the_same_logits_and_converts_back(preset, tied, tmp_path):
-    overrides = {"vocab_size": 24} if preset == "classic-10m" else {}
+    native_class, overrides = NATIVE[preset]
     model = shaken(preset, tie_word_embeddings=tied, **overrides)
     native = to_native(model)
-    assert type(native) is (Qwen3ForCausalLM if preset.startswith("modern") else GPT2LMHeadModel)
+    assert type(native) is native_class
     native.save_pretrained(tmp_path)
     loaded, loading = type(native).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values())
@@ -70,6 +90,10 @@ SOURCES = {
         **{**QWEN3_TINY, "max_position_embeddings": 8},
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
     ),
+    "llama": LlamaConfig(**QWEN3_TINY),
+    "llama tied, other base": LlamaConfig(
+        **QWEN3_TINY, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+    ),
     "qwen3 yarn": Qwen3Config(
         **QWEN3_TINY,
         rope_parameters={
@@ -85,7 +109,7 @@ SOURCES = {
 @pytest.mark.parametrize("config", SOURCES.values(), ids=SOURCES)
 def test_a_model_of_transformers_has_the_same_logits_here(config, tmp_path):
     torch.manual_seed(2)
-    native = shake({"gpt2": GPT2LMHeadModel, "qwen3": Qwen3ForCausalLM}[config.model_type](config))
+    native = shake(AutoModelForCausalLM.from_config(config))
     model = from_native(native)
     assert_close(model(IDS).logits, native(IDS).logits, atol=1e-6, rtol=1e-5)
     model.save_pretrained(tmp_path)
@@ -101,95 +125,13 @@ def test_generation_settings_and_precision_are_kept(preset):
     for converted in (native, from_native(native)):
         assert converted.generation_config.temperature == 0.7
         assert converted.dtype == torch.bfloat16
+    assert from_native(native).generation_config == model.generation_config
 
 
 def test_rotary_frequencies_stay_in_full_precision():
     native = to_native(tiny_model("modern-1m").bfloat16())
     exact = tiny_model("modern-1m").model.rotary_emb.inv_freq
     assert torch.equal(native.model.rotary_emb.inv_freq, exact)
-
-
-@pytest.mark.parametrize("vocab_size", [65, 128], ids=["as many rows as tokens", "padded"])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."], ids=["plain", "compiled"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_nanogpt_checkpoint_has_the_same_logits_here_and_converts_back(bias, prefix, vocab_size):
-    plain = nanogpt_checkpoint(bias, vocab_size)
-    model = from_nanogpt(nanogpt_checkpoint(bias, vocab_size, prefix))
-    assert_close(model(IDS).logits, nanogpt_logits(plain, IDS), atol=1e-5, rtol=1e-5)
-    assert model.config.attention_dropout == model.config.hidden_dropout == model.config.embedding_dropout == 0.1
-    back = to_nanogpt(model)
-    assert back["model_args"] == plain["model_args"]
-    assert back["model"].keys() == plain["model"].keys()
-    assert all(torch.equal(back["model"][name], weight) for name, weight in plain["model"].items())
-
-
-def test_a_checkpoint_of_the_first_nanogpt_has_no_bias_switch_and_may_hold_masks():
-    checkpoint = nanogpt_checkpoint()
-    expected = nanogpt_logits(checkpoint, IDS)
-    del checkpoint["model_args"]["bias"], checkpoint["model_args"]["dropout"]
-    for layer in range(2):
-        checkpoint["model"][f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
-    assert_close(from_nanogpt(checkpoint)(IDS).logits, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_partly_biased_model_becomes_a_nanogpt_with_zeros():
-    model = shaken("nanogpt-10m", norm_bias=True)
-    checkpoint = to_nanogpt(model)
-    assert checkpoint["model_args"]["bias"]
-    assert_close(nanogpt_logits(checkpoint, IDS), model(IDS).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_a_head_bias_is_folded_into_nanogpts_final_norm():
-    model = shaken("nanogpt-10m", lm_head_bias=True, vocab_size=24)
-    checkpoint = to_nanogpt(model)
-    assert_close(nanogpt_logits(checkpoint, IDS), model(IDS).logits, atol=1e-4, rtol=1e-4)
-    assert_close(from_nanogpt(checkpoint)(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
-
-
-def without(checkpoint, part, name):
-    del checkpoint[part][name]
-    return checkpoint
-
-
-def having(checkpoint, part, **values):
-    checkpoint[part] |= values
-    return checkpoint
-
-
-WEIGHT = "transformer.h.1.mlp.c_fc.weight"
-BAD_CHECKPOINTS = {
-    "another program's": ({"state_dict": {}}, "lacks model_args or model"),
-    "no weights": ({"model_args": {}}, "lacks model_args or model"),
-    "missing weight": (without(nanogpt_checkpoint(), "model", WEIGHT), f"lacks {WEIGHT}"),
-    "extra weight": (having(nanogpt_checkpoint(), "model", extra=torch.ones(1)), "has the unknown extra"),
-    "wrong shape": (
-        having(nanogpt_checkpoint(), "model", **{WEIGHT: torch.ones(32, 128)}),
-        rf"{WEIGHT} has the shape \(32, 128\), the configuration asks for \(128, 32\)",
-    ),
-    "no tensor": (having(nanogpt_checkpoint(), "model", **{WEIGHT: 3}), rf"{WEIGHT} has the shape \(\)"),
-    "fewer layers": (having(nanogpt_checkpoint(), "model_args", n_layer=1), "has the unknown transformer.h.1"),
-    "more layers": (having(nanogpt_checkpoint(), "model_args", n_layer=3), "lacks transformer.h.2"),
-    "biases without the switch": (having(nanogpt_checkpoint(), "model_args", bias=False), "has the unknown .*bias"),
-    "another context": (having(nanogpt_checkpoint(), "model_args", block_size=64), "wpe.weight has the shape"),
-    "missing argument": (without(nanogpt_checkpoint(), "model_args", "n_head"), "model_args lacks n_head"),
-    "extra argument": (having(nanogpt_checkpoint(), "model_args", rotary=True), "model_args has the unknown rotary"),
-    "no number": (having(nanogpt_checkpoint(), "model_args", n_head=None), "n_head=None"),
-    "heads do not divide": (having(nanogpt_checkpoint(), "model_args", n_head=5), "multiple of num_attention_heads"),
-    "untied": (
-        having(nanogpt_checkpoint(), "model", **{"lm_head.weight": torch.ones(65, 32)}),
-        "lm_head.weight and transformer.wte.weight differ",
-    ),
-    "not causal": (
-        having(nanogpt_checkpoint(), "model", **{"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32)}),
-        "not nanoGPT's causal mask",
-    ),
-}
-
-
-@pytest.mark.parametrize(("checkpoint", "message"), BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS)
-def test_a_checkpoint_that_is_not_nanogpts_is_refused(checkpoint, message):
-    with pytest.raises(ValueError, match=message):
-        from_nanogpt(checkpoint)
 
 
 def test_a_head_bias_that_does_not_fit_is_refused():
@@ -205,15 +147,10 @@ def test_a_head_bias_that_does_not_fit_is_refused():
         (to_qwen3, "gpt2-124m", {}, "position_embedding_type='rope'"),
         (to_qwen3, "modern-1m", {"mlp_bias": True}, "mlp_bias=False"),
         (to_qwen3, "modern-1m", {"qk_norm": False}, "qk_norm=True"),
+        (to_llama, "modern-1m", {}, "qk_norm=False"),
         (to_gpt2, "modern-1m", {}, "position_embedding_type='learned'"),
         (to_gpt2, "nanogpt-10m", {"num_key_value_heads": 2}, "num_key_value_heads=4"),
         (to_gpt2, "nanogpt-10m", {"head_dim": 16}, "head_dim=8"),
-        (to_nanogpt, "modern-1m", {}, "position_embedding_type='learned'"),
-        (to_nanogpt, "gpt2-124m", {}, "hidden_act='gelu'"),
-        (to_nanogpt, "nanogpt-10m", {"norm_eps": 1e-6}, "norm_eps=1e-05"),
-        (to_nanogpt, "nanogpt-10m", {"tie_word_embeddings": False}, "tie_word_embeddings=True"),
-        (to_nanogpt, "nanogpt-10m", {"intermediate_size": 64}, "intermediate_size=128"),
-        (to_nanogpt, "nanogpt-10m", {"num_key_value_heads": 2}, "num_key_value_heads=4"),
     ],
 )
 def test_what_a_class_does_not_compute_is_refused_by_name(convert, preset, overrides, message):
@@ -235,7 +172,9 @@ FOREIGN = {
         Qwen3ForCausalLM(Qwen3Config(**QWEN3_TINY, layer_types=["full_attention", "sliding_attention"])),
         "sliding_attention",
     ),
-    "another class": (LlamaForCausalLM(LlamaConfig(**QWEN3_TINY)), "LlamaForCausalLM is neither"),
+    "Llama's attention bias": (LlamaForCausalLM(LlamaConfig(**QWEN3_TINY, attention_bias=True)), "attention_bias=True"),
+    "Llama's MLP bias": (LlamaForCausalLM(LlamaConfig(**QWEN3_TINY, mlp_bias=True)), "mlp_bias=True"),
+    "another class": (MistralForCausalLM(MistralConfig(**QWEN3_TINY)), "MistralForCausalLM .* convert_hf_to_gguf.py"),
 }
 
 
@@ -243,3 +182,74 @@ FOREIGN = {
 def test_what_gptlite_does_not_compute_is_refused_by_name(native, message):
     with pytest.raises(ConversionError, match=message):
         from_native(native)
+
+
+# ---- Configuration fields -------------------------------------------------------------------------------------------
+
+
+EXPORTS = [name for name in writable() if FORMATS[name].supported_fields is not None]
+MODEL_OF = {"gpt2": ("gpt2-124m", {}), "llama": ("modern-1m", {"qk_norm": False})}
+
+
+class NewConfig(GPTLiteConfig):
+    """A configuration that gained a field."""
+
+    attention_temperature: float = 1.0
+
+
+def with_a_new_field(folder, preset, **overrides) -> Material:
+    material = read_pretrained(str(save_model(folder, preset, **overrides)))
+    fields = {**material.model.config.to_dict(), "attention_temperature": 0.5}
+    material.model.config = NewConfig(**{name: value for name, value in fields.items() if name != "model_type"})
+    return material
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_export_refuses_a_field_that_it_does_not_know(name, tmp_path):
+    preset, overrides = MODEL_OF.get(name, ("modern-1m", {}))
+    material = with_a_new_field(tmp_path / "in", preset, **overrides)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConversionError, match=rf"cannot convert to {name}: .* field attention_temperature=0\.5"):
+        write(material, tmp_path / "out", name)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_native_export_refuses_it_too(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConversionError, match="attention_temperature"):
+        write_native(with_a_new_field(tmp_path / "in", "modern-1m"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", sorted(set(writable()) - set(EXPORTS)))
+def test_a_format_without_a_list_saves_the_new_field(name, tmp_path):
+    material = with_a_new_field(tmp_path / "in", "modern-1m")
+    (tmp_path / "out").mkdir()
+    write(material, tmp_path / "out", name)
+    assert json.loads((tmp_path / "out/config.json").read_text())["attention_temperature"] == 0.5
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_lists_no_field_that_does_not_exist(name):
+    config = tiny_config("modern-1m")
+    assert {field for field in FORMATS[name].supported_fields if not hasattr(config, field)} <= {"auto_map"}
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "handled"),
+    [
+        (GPT2Config(), GPT2, {"reorder_and_upcast_attn"}),  # float32 attention, which GPTLite's is in any case
+        (Qwen3Config(), QWEN3, {"layer_types", "max_window_layers", "sliding_window"}),  # checked by `from_native`
+        (LlamaConfig(), LLAMA, {"pretraining_tp"}),  # how products were split; transformers 5 does not read it
+    ],
+    ids=["gpt2", "qwen3", "llama"],
+)
+def test_every_field_of_the_native_configurations_is_accounted_for(config, target, handled):
+    """Fails if a later transformers adds a field: find out whether it changes the logits."""
+    known = {
+        *target.target_fields.values(),
+        *target.required_of_target,
+        *handled,
+        *vars(PreTrainedConfig()),
+        *WITHOUT_EFFECT,
+    }
+    assert {name for name in vars(config) if not name.startswith("summary_")} <= known
