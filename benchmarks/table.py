@@ -1,6 +1,6 @@
-"""The table of measurements in the README, generated from `benchmarks/results/*.json`.
+"""The tables of measurements in the README and in docs/scaling.md, generated from `benchmarks/results/*.json`.
 
-python -m benchmarks.table   # updates README.md
+python -m benchmarks.table   # updates both
 """
 
 import json
@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from benchmarks.common import RESULTS, ROOT
 
 
-README = ROOT / "README.md"
+README, SCALING = ROOT / "README.md", ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- measurements: made by `python -m benchmarks.table` -->", "<!-- end of measurements -->"
 GPT2, QWEN3 = "transformers' GPT-2", "transformers' Qwen3"
+
+GPU_FIGURES = ("validation_loss", "training_seconds", "tokens_per_second", "model_flops_utilisation", "bit_identical")
 
 # What is compared, record, section of the record, ours, theirs, and the name of theirs in the table
 SPEEDS = [
@@ -100,6 +102,36 @@ def memory_rows() -> Iterator[str]:
         yield from row(f"peak memory of training, {shown}, as chosen", cells)
 
 
+def gpu_rows() -> Iterator[str]:
+    """A row for each thing that has figures, the median over its rounds; what only runs or breaks is counted."""
+    for path in sorted(RESULTS.glob("gpu_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        first = f"| {path.stem.removeprefix('gpu_')}, {{}} | {record['environment']['hardware']} | {{}} |"
+        rounds: dict[str, list[dict]] = {}
+        for name, figures in record["results"].items():
+            rounds.setdefault(name.split(", round")[0], []).append(figures)
+        broke = [name for name, figures in record["results"].items() if "error" in figures]
+        yield first.format("all", f"{len(record['results']) - len(broke)} of {len(record['results'])} ran")
+        for name, measured in rounds.items():
+            known = [figure for figure in GPU_FIGURES if all(figures.get(figure) is not None for figures in measured)]
+            medians = {figure: statistics.median(figures[figure] for figures in measured) for figure in known}
+            if medians:
+                shown = ", ".join(f"{figure.replace('_', ' ')} {value:,.4g}" for figure, value in medians.items())
+                yield first.format(name, shown)
+
+
+def gpu_table() -> str:
+    rows = list(gpu_rows())
+    if not rows:
+        return (
+            "Nothing has been measured on a GPU yet. On a machine with one, `python -m benchmarks.gpu --minutes 8` "
+            "measures what depends on it."
+        )
+    return "\n".join(
+        ["Measured on a GPU:", "", "| part of `benchmarks.gpu` | card | measured |", "|---|---|---|", *rows]
+    )
+
+
 def table() -> str:
     versions = load("generate_speed", MACHINES[0])["environment"]["versions"]
     machines, rules = " | ".join(describe(machine) for machine in MACHINES), "---|" * len(MACHINES)
@@ -117,19 +149,22 @@ def table() -> str:
         f"|---|{rules}",
         *loss_rows(),
         *memory_rows(),
+        "",
+        gpu_table(),
     ]
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """The README with the table that the current records give."""
-    before, rest = readme.split(BEGIN)
+def with_table(page: str, made: str) -> str:
+    """The page with the table that the current records give."""
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 def main():
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, made in ((README, table()), (SCALING, gpu_table())):
+        path.write_text(with_table(path.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 if __name__ == "__main__":
