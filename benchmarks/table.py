@@ -1,17 +1,16 @@
-"""The tables of measurements in the README and in docs/speed.md, generated from `benchmarks/results/*.json`.
+"""The tables of measurements in the README, docs/speed.md and docs/scaling.md, from `benchmarks/results/*.json`.
 
-python -m benchmarks.table   # updates both pages
+python -m benchmarks.table   # updates the three pages
 """
 
 import json
 import statistics
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT
 
 
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
+README, SPEED, SCALING = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- measurements: made by `python -m benchmarks.table` -->", "<!-- end of measurements -->"
 GPT2, QWEN3 = "transformers' GPT-2", "transformers' Qwen3"
 
@@ -50,6 +49,8 @@ SHORT = [
     ("generation, 1 text, `modern-10m`, engine, int8", "llama.cpp, q8_0"),
     ("generation, 16 texts, `modern-10m`, engine, int8", GPT2),
 ]
+
+GPU_FIGURES = ("validation_loss", "training_seconds", "tokens_per_second", "model_flops_utilisation", "bit_identical")
 
 # The ending of a record's name is the kind of CPU
 MACHINES = sorted({path.stem.removeprefix("generate_speed") for path in RESULTS.glob("generate_speed*.json")})
@@ -127,7 +128,37 @@ def readme_table() -> str:
         [(name, *runs[name]) for name in ("`quickstart`", "nanoGPT's CPU example")],
     )
     head = f"On {describe(machine)}, with torch {versions['torch']} and transformers {versions['transformers']}:"
-    return "\n".join([head, "", *lines]).rstrip()
+    return "\n".join([head, "", *lines, gpu_table()])
+
+
+def gpu_rows() -> Iterator[str]:
+    """A row for each thing that has figures, the median over its rounds; what only runs or breaks is counted."""
+    for path in sorted(RESULTS.glob("gpu_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        first = f"| {path.stem.removeprefix('gpu_')}, {{}} | {record['environment']['hardware']} | {{}} |"
+        rounds: dict[str, list[dict]] = {}
+        for name, figures in record["results"].items():
+            rounds.setdefault(name.split(", round")[0], []).append(figures)
+        broke = [name for name, figures in record["results"].items() if "error" in figures]
+        yield first.format("all", f"{len(record['results']) - len(broke)} of {len(record['results'])} ran")
+        for name, measured in rounds.items():
+            known = [figure for figure in GPU_FIGURES if all(figures.get(figure) is not None for figures in measured)]
+            medians = {figure: statistics.median(figures[figure] for figures in measured) for figure in known}
+            if medians:
+                shown = ", ".join(f"{figure.replace('_', ' ')} {value:,.4g}" for figure, value in medians.items())
+                yield first.format(name, shown)
+
+
+def gpu_table() -> str:
+    rows = list(gpu_rows())
+    if not rows:
+        return (
+            "Nothing has been measured on a GPU yet. On a machine with one, `python -m benchmarks.gpu --minutes 8` "
+            "measures what depends on it."
+        )
+    return "\n".join(
+        ["Measured on a GPU:", "", "| part of `benchmarks.gpu` | card | measured |", "|---|---|---|", *rows]
+    )
 
 
 def with_table(page: str, table: str) -> str:
@@ -137,15 +168,12 @@ def with_table(page: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
-def pages() -> dict[Path, str]:
-    """Both pages, up to date."""
-    tables = {README: readme_table(), PAGE: page_tables()}
-    return {path: with_table(path.read_text(encoding="utf-8"), table) for path, table in tables.items()}
+TABLES = {README: readme_table, SPEED: page_tables, SCALING: gpu_table}
 
 
 def main():
-    for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
+    for path, table in TABLES.items():
+        path.write_text(with_table(path.read_text(encoding="utf-8"), table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ the data in the checkout first (`python data/shakespeare_char/prepare.py`).
 
 import argparse
 import json
+import math
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,17 +28,23 @@ NANOGPT_ON_A_CPU = """config/train_shakespeare_char.py --device=cpu --compile=Fa
 GPT2 = "transformers' GPT-2"
 
 
-def run_nanogpt(checkout: str, flags: str) -> dict:
-    """Seconds of nanoGPT's `train.py` with these flags, the loss of the checkpoint that it saved, and its own log."""
+def run_nanogpt(checkout: str, flags: str, limit: float = math.inf) -> dict:
+    """Seconds of nanoGPT's `train.py` with these flags, the loss of the checkpoint that it saved, and its own log.
+
+    After `limit` seconds it is ended, and the checkpoint that it has saved by then is evaluated.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-u", "train.py", *flags.split(), f"--out_dir={folder}"]
         began, lines = time.perf_counter(), []
         with subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, text=True) as process:
-            lines = [(time.perf_counter(), line) for line in process.stdout or ()]
-        if process.returncode:
+            for line in process.stdout or ():
+                lines.append((time.perf_counter(), line))
+                if time.perf_counter() - began > limit:
+                    process.terminate()
+        if process.returncode not in (0, -signal.SIGTERM):
             raise SystemExit(f"{' '.join(command)} failed")
         seconds = time.perf_counter() - began
-        loss = common.in_a_process("benchmarks.time_to_loss", "--nanogpt", checkout, "--evaluate", f"{folder}/ckpt.pt")
+        loss = evaluate_nanogpt(checkout, f"{folder}/ckpt.pt")
     evaluated = [(when, re.search(r"step \d+: .* val loss (\S+)", line)) for when, line in lines]
     curve = [(when, float(match[1])) for when, match in evaluated if match]
     return {"seconds": seconds, **loss, "curve": [(when - curve[0][0], loss) for when, loss in curve[1:]]}
@@ -50,8 +58,9 @@ def evaluate_nanogpt(checkout: str, checkpoint: str) -> dict:
     from modeling_gptlite.training.metrics import mean_loss, window_losses
 
     module = common.load_nanogpt(checkout)
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = module.GPT(module.GPTConfig(**saved["model_args"])).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    model = module.GPT(module.GPTConfig(**saved["model_args"])).to(device).eval()
     model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()})
     _, ids = common.corpus_ids()
     windows = EvaluationWindows(ids, model.config.block_size)
@@ -59,8 +68,9 @@ def evaluate_nanogpt(checkout: str, checkpoint: str) -> dict:
     with torch.no_grad():
         for first in range(0, len(windows), 64):
             batch = windows.__getitems__(list(range(first, min(first + 64, len(windows)))))
-            logits, _ = model(batch["input_ids"], batch["input_ids"])  # targets, to get all logits
-            per_window.append(window_losses(logits, batch["shift_labels"]))
+            inputs, targets = batch["input_ids"].to(device), batch["shift_labels"].to(device)
+            logits, _ = model(inputs, inputs)  # targets, to get all logits
+            per_window.append(window_losses(logits, targets))
     return {"validation_loss": mean_loss(per_window)}
 
 
@@ -115,11 +125,7 @@ def main():
     parser.add_argument("--gpt2", action="store_true", help="also train transformers' GPT-2")
     parser.add_argument("--write_gpt2", help=argparse.SUPPRESS)
     parser.add_argument("--nanogpt", default="", help="folder of a checkout of nanoGPT")
-    parser.add_argument("--evaluate", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.evaluate:
-        print(json.dumps(evaluate_nanogpt(options.nanogpt, options.evaluate)))
-        return
     if options.write_gpt2:
         print(json.dumps(write_gpt2(options.write_gpt2)))
         return

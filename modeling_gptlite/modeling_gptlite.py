@@ -543,12 +543,16 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         mask = torch.ones(1, text_length) if attention_mask is None else attention_mask
         lengths = mask.long().cumsum(dim=-1)  # B T: of each row's text up to each position; B = 1 without a mask
         starts = self._window_start(lengths[:, -1:])
-        if not starts.any():
+        before = starts if new_tokens is None else self._window_start(lengths[:, -1 - new_tokens, None])
+        in_window = lengths > starts
+        # Reading from the device waits for all its work, so this reads three answers at once.
+        facts = torch.stack([starts.any(), (starts != before).any(), in_window.any(dim=0).int().argmax()])
+        is_longer, has_moved, first = facts.tolist()
+        if not is_longer:
             return None  # only with its padding is the batch longer than the context
         if new_tokens is not None and new_tokens > 1:
             raise ValueError("assisted generation does not reach past the model's context")
-        in_window = lengths > starts
-        width = text_length - int(in_window.any(dim=0).int().argmax())
+        width = text_length - first
         if input_ids.shape[1] < width:
             raise ValueError(
                 f"generation past the context of {context} tokens reads old tokens again: pass all of them as "
@@ -557,7 +561,7 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         input_ids = input_ids[:, -width:]
         if attention_mask is not None:
             attention_mask = (attention_mask * in_window)[:, -width:]
-        read_again = new_tokens is None or bool((self._window_start(lengths[:, -1 - new_tokens, None]) != starts).any())
+        read_again = new_tokens is None or bool(has_moved)
         return input_ids, attention_mask, self._window_positions(input_ids, attention_mask), read_again
 
     def _window_start(self, text_length: torch.Tensor) -> torch.Tensor:

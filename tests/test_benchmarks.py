@@ -1,21 +1,24 @@
 """The benchmarks: the README's table follows from their records, and each runs at toy size, without a GPU."""
 
+import argparse
 import functools
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from helpers import ROOT
 
-from benchmarks import common, table
+from benchmarks import common, gpu, table, time_to_loss
 
 
-def test_the_table_in_the_readme_is_that_of_the_records():
-    readme = table.README.read_text(encoding="utf-8")
-    assert table.with_table(readme) == readme
+@pytest.mark.parametrize("path", table.TABLES, ids=lambda path: path.name)
+def test_the_table_in_a_page_is_that_of_the_records(path):
+    page = path.read_text(encoding="utf-8")
+    assert table.with_table(page, table.TABLES[path]()) == page
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
@@ -46,16 +49,18 @@ def test_a_record_says_what_the_cpu_can_do(tmp_path):
     assert cpu.keys() == {"capability", "bf16", "amx", "vnni"}
 
 
-def test_the_table_has_a_column_for_each_machine(tmp_path, monkeypatch):
+def test_the_page_has_a_section_for_each_machine(tmp_path, monkeypatch):
     for path in common.RESULTS.glob("*_*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     known = table.MACHINES[-1]
     (tmp_path / "generate_speed-new.json").write_bytes((tmp_path / f"generate_speed{known}.json").read_bytes())
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(table, "MACHINES", [known, "-new"])
-    lines = table.table().splitlines()
-    assert any(line.startswith("| generation") and line.count(": ") == 2 for line in lines)
-    assert any(line.startswith("| training") and line.endswith("| - |") for line in lines)  # not measured there
+    first, second = table.page_tables().split("## ")[1:]
+    assert "| generation" in first
+    assert "| training" in first
+    assert "| generation" in second
+    assert "| training" not in second  # not measured there
 
 
 def test_measures_are_taken_in_turn_and_compared_round_by_round():
@@ -83,69 +88,94 @@ def python(*arguments, **environment):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_benchmark_says_that_it_needs_one():
-    done = python("benchmarks.gpu", "all")
+    done = python("benchmarks.gpu")
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["gptlite gpt2", "gptlite modern", "transformers GPT-2"])
-def test_the_gpu_benchmark_measures_at_toy_size(name, capsys):
-    from benchmarks import gpu_speed
-
-    figures = {}
-    for kind in (["train", name], ["generate", name, "compiled", "2"]):
-        gpu_speed.main(["--toy", *kind])
-        figures |= json.loads(capsys.readouterr().out)
-        assert figures.pop("tokens_per_second") > 0
-    assert "model_flops_utilisation" not in figures  # nobody states a CPU's
+BREAK_WITHOUT_A_GPU = {"paths": {"precision fp16"}, "parallel": {"deepspeed"}}
 
 
-def test_the_gpu_benchmark_compares_attention_implementations(capsys):
-    from benchmarks import gpu_speed
-
-    gpu_speed.main(["--toy", "attention", "sdpa"])
-    figures = json.loads(capsys.readouterr().out)
-    assert abs(figures["loss_difference"]) < 1e-5
-    assert figures["gradient_difference"] < 1e-4
-
-
-@pytest.mark.parametrize("part", ["classic", "best"])
-def test_the_gpu_benchmark_trains_a_recipe_at_toy_size(part, tmp_path):
-    from benchmarks import gpu
-
-    gpu.main([part, "--toy", "--dataset=python-docs", "--seeds=1", f"--results={tmp_path}"])
-    (figures,) = json.loads((tmp_path / f"gpu_{part}.json").read_text())["results"].values()
-    assert 0 < figures["training_seconds"] < figures["process_seconds"]
-    assert figures["validation_loss"] > 1
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_each_part_of_the_gpu_benchmark_runs_at_toy_size(part, tmp_path, capsys):
+    gpu.main(["--toy", "--parts", part, f"--results={tmp_path}"])
+    results = json.loads((tmp_path / f"gpu_{part}.json").read_text())["results"]
+    broke = {name for name, figures in results.items() if "error" in figures}
+    assert broke <= BREAK_WITHOUT_A_GPU.get(part, set())
+    assert f"{len(broke)} measurements broke" in capsys.readouterr().out
+    for figures in results.values():
+        assert figures.get("tokens_per_second", 1) > 0
+        assert figures.get("validation_loss", 2) > 1
+        assert figures.get("bit_identical", True)
+        assert "model_flops_utilisation" not in figures  # nobody states a CPU's
 
 
-def test_a_failed_measurement_of_the_gpu_benchmark_is_recorded_and_the_next_takes_place(tmp_path, monkeypatch):
-    from benchmarks import gpu
+def test_the_parts_of_the_gpu_benchmark_fit_into_eight_minutes():
+    assert sum(seconds for _, seconds in gpu.PARTS.values()) <= 8 * 60
 
-    def part(options):
-        """Two measurements."""
-        yield "first", gpu.attempt(lambda: gpu.train(["--preset=none-such"]))
-        assert "first" in json.loads((tmp_path / "gpu_speed.json").read_text())["results"]
-        yield "second", gpu.attempt(lambda: {"figure": 1})
 
-    monkeypatch.setitem(gpu.PARTS, "speed", part)
-    gpu.main(["speed", "--toy", f"--results={tmp_path}"])
-    results = json.loads((tmp_path / "gpu_speed.json").read_text())["results"]
-    assert "none-such" in results["first"]["error"]
-    assert results["second"] == {"figure": 1}
+def test_the_first_paths_measured_differ_from_the_usual_one_in_one_choice():
+    names = [name for name, _ in gpu.paths(argparse.Namespace(toy=False))]
+    assert names[0] == "bf16, muon, sdpa"
+    assert sorted(names.index(name) for name in ("torch_compile True", "precision fp16", "optimizer adamw")) <= [9] * 3
+    assert "precision fp16, torch_compile True" in names
+
+
+def broken_part(options):
+    """Measurements that raise, end the process, and work."""
+    yield "raises", lambda: 1 / 0
+    yield "ends", lambda: os._exit(3)
+    yield "works", lambda: {"figure": 1}
+
+
+def test_what_breaks_is_recorded_and_the_next_measurement_takes_place():
+    results = dict(gpu.measurements(broken_part, 200, argparse.Namespace()))
+    assert results.keys() == {"raises", "ends", "works"}
+    assert results["raises"]["error"] == "ZeroDivisionError: division by zero"
+    assert "line" in results["raises"]["traceback"]
+    assert "exit code 3" in results["ends"]["error"]
+    assert results["works"] == {"figure": 1}
+
+
+def test_a_part_ends_at_its_time_limit():
+    began = time.perf_counter()
+    results = dict(gpu.measurements(broken_part, 0.1, argparse.Namespace()))
+    assert results == {"start of the process": {"stopped": "at the time limit"}}
+    assert time.perf_counter() - began < 60
+
+
+def test_nanogpt_is_ended_at_its_time_limit(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text(
+        "import time\nwhile True: print('step 0: train loss 4, val loss 4.1'); time.sleep(0.1)"
+    )
+    monkeypatch.setattr(time_to_loss, "evaluate_nanogpt", lambda checkout, checkpoint: {"validation_loss": 4.1})
+    figures = time_to_loss.run_nanogpt(str(tmp_path), "", limit=0.5)
+    assert figures["validation_loss"] == figures["curve"][-1][1] == 4.1
+    assert 0.5 < figures["seconds"] < 60
+
+
+def test_the_pages_say_what_was_measured_on_which_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    assert "Nothing has been measured on a GPU" in table.gpu_table()
+    monkeypatch.setattr("modeling_gptlite.runs.record._hardware", lambda device: "1 x Some Card")
+    rounds = {f"modern-124m, round {n}": {"tokens_per_second": 1000.0 * n} for n in (1, 2, 3)}
+    common.record("gpu_speed", "what", tmp_path, toy=False, results={**rounds, "GPT-2": {"error": "no memory"}})
+    lines = table.gpu_table().splitlines()
+    assert "| speed, all | 1 x Some Card | 3 of 4 ran |" in lines
+    assert "| speed, modern-124m | 1 x Some Card | tokens per second 2,000 |" in lines
 
 
 def test_utilisation_is_of_the_peak_that_the_maker_states(monkeypatch):
-    from benchmarks import gpu_speed
-
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    assert gpu_speed.peak_flops(torch.device("cuda")) == 312e12
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some other card")
-    assert gpu_speed.peak_flops(torch.device("cuda")) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    assert gpu.peak_flops() == 312e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some other card")
+    assert gpu.peak_flops() is None
 
 
 def test_whole_runs_are_measured_and_drawn(tmp_path):
-    from benchmarks import picture, time_to_loss
+    from benchmarks import picture
 
     time_to_loss.write_gpt2(str(tmp_path / "gpt2"), "python-docs")
     recipe = "nanogpt_cpu --dataset=python-docs --max_steps=4 --eval_steps=2 --eval_sample_length=0 --sample_length=0"

@@ -5,7 +5,7 @@ import os
 import urllib.error
 
 import pytest
-from helpers import write_rows
+from helpers import ROOT, run_python, write_rows
 
 from modeling_gptlite.data import DataError
 from modeling_gptlite.data.formats import CONVERSATIONAL, LANGUAGE_MODELING, PROMPT_COMPLETION
@@ -188,6 +188,26 @@ def test_python_docs_need_no_network(no_network):
     assert len(text_of(source)) > 100_000
     assert "statement" in text_of(source)
     assert (source.language, source.license, source.hub_dataset) == ("en", "mit", None)
+
+
+def test_text_needs_no_datasets_library(text_file, tmp_path):
+    code = f"""
+import sys
+sys.modules["datasets"] = None  # as if it were not installed
+sys.path.insert(0, {str(ROOT)!r})
+from modeling_gptlite.runs.start import start_from
+
+start_from(
+    None,
+    train_file=[{str(text_file)!r}],
+    output_dir="run",
+    model_overrides={{"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32}},
+    max_steps=1,
+    per_device_train_batch_size=2,
+    sample_length=0,
+).train()
+"""
+    assert "saved in run" in run_python(code, tmp_path)
 
 
 def test_a_misspelt_name_is_refused_with_those_that_are_built_in(rows):
