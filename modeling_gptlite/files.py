@@ -77,7 +77,7 @@ def apply_umask(folder: Path) -> None:
     safetensors writes files that only their owner may read, whatever the umask
     (https://github.com/huggingface/safetensors/issues/782).
     """
-    config = next(folder.glob("*config.json"), None)
-    for weights in folder.glob("*.safetensors") if config else ():
+    config = next(folder.glob("*config.json"), folder)
+    for weights in folder.glob("*.safetensors") if config.is_file() else ():
         with contextlib.suppress(PermissionError):  # a file system without permissions
             shutil.copymode(config, weights)

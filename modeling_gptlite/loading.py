@@ -109,7 +109,7 @@ def load_for_inference(name_or_path: str, device: str | None = None, dtype: str 
 def _on_device(model, device: str | None):
     import torch
 
-    where = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    where = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         if torch.device(where).type == "meta":
             raise RuntimeError("it holds no data; allowed are cpu, cuda, mps and other devices that compute")

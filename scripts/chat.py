@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     check_folder(source.model)
     check_template(load_tokenizer(source.model), source.model)  # before the weights are downloaded
-    chat = Chat(*load(source, settings), settings, args.system, report=_tell)
+    model, tokenizer = load(source, settings)
+    chat = Chat(model, tokenizer, settings, args.system, report=_tell)
     if _on_a_terminal():
         _tell("/reset starts a new conversation, Ctrl-C stops a reply, Ctrl-D ends")
     for message in _typed() if _on_a_terminal() else _piped():

@@ -42,7 +42,7 @@ class Parser(HfArgumentParser):
         super().__init__(dataclass_types, allow_abbrev=False, add_help=False)
         self.doc, self.short_help = doc.strip(), short_help or {}
         self.groups = groups or {
-            group.__doc__.split(".")[0].lower(): list(group.__dataclass_fields__) for group in self.dataclass_types
+            str(group.__doc__).split(".")[0].lower(): list(group.__dataclass_fields__) for group in self.dataclass_types
         }
         if self._has_recipes():
             self.add_argument("--config", action=_Unset, metavar="RECIPE", help=CONFIG_HELP)
@@ -175,7 +175,7 @@ def _metavar(action: argparse.Action) -> str:
     if action.nargs == "?" or action.nargs == 0:  # a switch
         return ""
     if action.choices:
-        return "|".join(map(str, action.choices)) if len(action.choices) <= 4 else "NAME"
+        return "|".join(map(str, action.choices)) if len(list(action.choices)) <= 4 else "NAME"
     many = " ..." if action.nargs == "+" else ""
     return METAVARS.get(action.type, "TEXT") + many
 
@@ -184,7 +184,8 @@ class _Unset(argparse.Action):
     """A flag that is documented here and read elsewhere."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, default=argparse.SUPPRESS, **kwargs)
+        kwargs["default"] = argparse.SUPPRESS
+        super().__init__(*args, **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
         pass

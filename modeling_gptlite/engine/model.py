@@ -34,12 +34,12 @@ class Cache:
 
     def __init__(self, session: Any, config: GPTLiteConfig, batch_size: int):
         self.session = session
-        shape = (batch_size, config.num_key_value_heads, config.max_position_embeddings, config.head_dim)
+        shape: Any = (batch_size, config.num_key_value_heads, config.max_position_embeddings, config.head_dim)
         names = [f"{index}_{kind}" for index in range(config.num_hidden_layers) for kind in ("key", "value")]
         self.buffers = {name: np.zeros(shape, np.float32) for name in names}
         self.binding = self._bind_buffers()
         # What one more token of each text needs is bound once: binding takes as long as a part of the model.
-        self.step = {
+        self.step: dict[str, Any] = {
             "input_ids": np.zeros((batch_size, 1), np.int64),
             "position_ids": np.zeros((batch_size, 1), np.int64),
             "last_positions": np.zeros(batch_size, np.int32),
@@ -166,7 +166,7 @@ class FastGPTLite(GPTLiteForCausalLM):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]  # of a mixin for all models
         finally:
             torch.set_num_threads(threads)
 

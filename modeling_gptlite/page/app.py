@@ -91,12 +91,13 @@ class Page:
         request: gradio.Request,
     ) -> Iterator[dict[Any, Any]]:
         """Yields what changes on the page, by component. A text that is still being written in the session ends."""
-        self.writing[request.session_hash] = request
+        session: Any = request.session_hash  # type: ignore[attr-defined]  # set by `gradio.Request.__init__`
+        self.writing[session] = request
         try:
             yield from self._write(prompt, temperature, top_k, top_p, length, samples, seed, keep_seed, request)
         finally:  # also when the visitor leaves
-            if self.writing.get(request.session_hash) is request:
-                del self.writing[request.session_hash]
+            if self.writing.get(session) is request:
+                del self.writing[session]
 
     def _write(self, prompt, temperature, top_k, top_p, length, samples, seed, keep_seed, request):
         empty: dict[Any, Any] = {**dict.fromkeys(self.slots, ""), self.chosen: "", self.picture: "", self.written: []}

@@ -85,9 +85,9 @@ def time_run(
     steps = _Steps(trained, _optimizer(model, args), args, data)
     first_short, short_step = steps.time(args.short_context) if args.short_context else (0.0, 0.0)
     first, step = steps.time(None)
-    precision = _autocast(args)
-    with precision:
-        first_evaluation, evaluation = _time_evaluation(trained, args, data)
+    with _autocast(args):
+        evaluated = trained if args.world_size == 1 else model  # each process evaluates its part
+        first_evaluation, evaluation = _time_evaluation(evaluated, args, data)
         token = _time_token(model, sample) if any(sample_lengths) else 0.0
     _, last_evaluation = _time_evaluation(model, args, data)
     batches = math.ceil(len(data.validation) / args.per_device_eval_batch_size)
