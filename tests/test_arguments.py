@@ -86,6 +86,7 @@ MISTAKES = {
     "deepspeed": ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "'deepspeed>=0.9.3' distribution was not found"),
     "deepspeed and minutes": ({"deepspeed": {"stage": 2}, "minutes": 5.0}, "cannot measure the speed of --deepspeed"),
     "liger": ({"use_liger_kernel": True}, "pip install liger-kernel"),
+    "fsdp and minutes": ({"fsdp": "full_shard", "minutes": 5.0}, "cannot measure the speed of --fsdp"),
     "fsdp": ({"fsdp": "full_shard"}, "--fsdp needs several processes"),
     "auto and a mode": ({"torch_compile": "auto", "torch_compile_mode": "default"}, "always compile"),
     "compile mode": ({"torch_compile_mode": "bogus"}, "--torch_compile_mode must be one of default, reduce-overhead"),

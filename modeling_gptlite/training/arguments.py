@@ -330,8 +330,9 @@ def _check_rules(args) -> None:
         )
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ArgumentError("--use_liger_kernel needs a package that is not installed; pip install liger-kernel")
-    if args.minutes is not None and args.deepspeed:
-        raise ArgumentError("--minutes cannot measure the speed of --deepspeed; give --max_steps")
+    if args.minutes is not None and (args.deepspeed or args.fsdp):
+        way = "deepspeed" if args.deepspeed else "fsdp"
+        raise ArgumentError(f"--minutes cannot measure the speed of --{way}; give --max_steps")
     if args.fsdp and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise ArgumentError("--fsdp needs several processes; start them with torchrun or accelerate launch")
 
