@@ -109,7 +109,7 @@ def page_tables() -> str:
             "tokens per second | compared with | ours | theirs | ratio (range over rounds)", rows(machine)
         )
         lines += markdown("whole run | time | validation loss (range over seeds)", loss_rows(machine))
-        lines += markdown("peak memory | |", memory_rows(machine))
+        lines += markdown("what | peak memory", memory_rows(machine))
     return "\n".join(lines).rstrip()
 
 
