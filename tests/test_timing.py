@@ -44,13 +44,13 @@ def time_run(tmp_path, lengths=(0, 0), **settings):
 
 
 def test_each_part_is_what_the_clock_says(tmp_path, ticking):
-    costs, written = time_run(tmp_path, lengths=(32, 64), minutes=0.05)
-    assert written == [1, timing.SAMPLE_TOKENS]
-    # Building takes 1 and the first step 1; three more steps take 4, because the clock is read after the third.
-    assert costs.start == 2
+    costs, written = time_run(tmp_path, lengths=(timing.SAMPLE_TOKENS, 2 * timing.SAMPLE_TOKENS), minutes=0.05)
+    assert written == [1, timing.SAMPLE_TOKENS] * 2
+    # Building takes 1, the first step 1, the sample before it 1; the clock is read once more after three other steps.
+    assert costs.start == 3
     assert costs.step == costs.short_step == pytest.approx(2 / 3)
-    assert costs.evaluation == 4 * 1 + 32 / timing.SAMPLE_TOKENS  # four batches
-    assert costs.finish == 4 * 1 + 64 / timing.SAMPLE_TOKENS
+    assert costs.evaluation == 4 * 1 + 1  # four batches and a sample
+    assert costs.finish == 4 * 1 + 2
     assert costs.tokens_per_step == 4 * 32
 
 

@@ -26,11 +26,11 @@ from .trainer import optimizers_of
 
 SHARE, MOST_SECONDS = 0.02, 5.0  # how long steps are timed: this share of the minutes, and no more than this
 LEAST_STEPS = 3  # to time, besides the first one
-SAMPLE_TOKENS = 16
+SAMPLE_TOKENS = 32
 # Seconds of what is not timed here, measured on two cores (`benchmarks/tuning.md`): making the Trainer; what it does in
 # a step besides the model and the optimizer; the plot and the files of a finished run; a checkpoint.
-STARTING, TRAINER, FINISHING = 0.5, 0.001, 1.0
-CHECKPOINT, BYTES_PER_SECOND = 0.1, 300e6
+STARTING, TRAINER, FINISHING = 0.3, 0.001, 0.4
+CHECKPOINT, BYTES_PER_SECOND = 0.03, 600e6
 
 now = time.perf_counter
 
@@ -88,18 +88,19 @@ def time_run(
     with _autocast(args):
         evaluated = trained if args.world_size == 1 else model  # each process evaluates its part
         first_evaluation, evaluation = _time_evaluation(evaluated, args, data)
-        token = _time_token(model, sample) if any(sample_lengths) else 0.0
+        sampling = _time_sample(model, sample, sample_lengths[0])
     _, last_evaluation = _time_evaluation(model, args, data)
+    last_sampling = _time_sample(model, sample, sample_lengths[1])
     batches = math.ceil(len(data.validation) / args.per_device_eval_batch_size)
     trained_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     costs = Costs(
         # With torch.compile, whole windows, short ones and evaluation are compiled, each at its first batch.
-        start=building + STARTING + first_short + first + first_evaluation - evaluation,
+        start=building + STARTING + first_short + first + first_evaluation - evaluation + sampling,
         step=step + TRAINER,
         short_step=(short_step or step) + TRAINER,
-        evaluation=batches / args.world_size * evaluation + sample_lengths[0] * token,
+        evaluation=batches / args.world_size * evaluation + sampling,
         checkpoint=CHECKPOINT + 3 * trained_bytes / BYTES_PER_SECOND,
-        finish=batches * last_evaluation + sample_lengths[1] * token + FINISHING,
+        finish=batches * last_evaluation + last_sampling + FINISHING,
         tokens_per_step=data.tokens_per_step,
     )
     del steps, trained, model
@@ -166,11 +167,14 @@ def _time_evaluation(model: Any, args: CausalLMTrainingArguments, data: RunData)
     return seconds[0], seconds[1]
 
 
-def _time_token(model: Any, sample: Callable[[Any, int], Any]) -> float:
+def _time_sample(model: Any, sample: Callable[[Any, int], Any], length: int) -> float:
+    """Seconds of a sample of this length, from a short one."""
+    if not length:
+        return 0.0
     sample(model, 1)  # what only the first call does
     began = now()
     sample(model, SAMPLE_TOKENS)
-    return (now() - began) / SAMPLE_TOKENS
+    return (now() - began) * length / SAMPLE_TOKENS
 
 
 def _wrap(model: Any, args: CausalLMTrainingArguments) -> Any:
