@@ -16,8 +16,7 @@ from helpers import refused, same_weights, tiny_model, train_tiny
 from transformers import Trainer, TrainerState
 
 from modeling_gptlite.runs import run as runs_run
-from modeling_gptlite.training import metrics
-from modeling_gptlite.training.callbacks import SAMPLES_FILE, LiveLine, StopOnSignal, render_samples, write_sample
+from modeling_gptlite.training.callbacks import SAMPLES_FILE, LiveLine, StopOnSignal, render_samples, say, write_sample
 from modeling_gptlite.training.checkpointing import Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts import train
@@ -161,6 +160,12 @@ def test_elsewhere_a_line_appears_every_30_seconds_between_evaluations(monkeypat
     assert [line.split()[1] for line in lines] == ["200/300", "400/300", "600/300", "800/300"]
 
 
+def test_what_a_stream_cannot_encode_is_escaped_in_a_program_too():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    say("🎉 grün \ud83c", stream=stream)
+    assert stream.buffer.getvalue() == "\\U0001f389 grün \\ud83c\n".encode("cp1252")
+
+
 # ---- Divergence ----------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +225,7 @@ def test_a_signal_ends_training_with_a_checkpoint_to_resume_from(number, trained
 WHERE = {
     "before the first step": (Trainer, "_inner_training_loop", ["checkpoint-1"]),
     "while the best weights are loaded": (CausalLMTrainer, "_load_best_model", ["checkpoint-20", "checkpoint-10"]),
-    "while the finished model is evaluated": (metrics, "evaluate_loss", ["checkpoint-20", "checkpoint-10"]),
+    "while the finished model is evaluated": (runs_run, "evaluate_loss", ["checkpoint-20", "checkpoint-10"]),
     "while it is saved": (runs_run, "write_run", ["checkpoint-20", "checkpoint-10"]),
 }
 

@@ -97,6 +97,24 @@ def test_a_stream_that_is_closed_or_full_is_one_line(redirection, code, line, tr
     assert len(done.stderr.splitlines()) == bool(line)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_text_that_the_output_cannot_encode_is_escaped(encoding, text_file, tmp_path):
+    text = text_file.read_text(encoding="utf-8").replace("bottles", "🎉 grün")
+    (tmp_path / "party.txt").write_text(text, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    party = {"cp1252": "\\U0001f389ü", "ascii": "\\U0001f389\\xfc"}[encoding]
+    train = [f"--train_file={tmp_path / 'party.txt'}", "--max_steps=1", "--sample_prompt=🎉ü"]
+    generate = [f"--model={tmp_path / 'run'}", "--max_new_tokens=1"]
+    for argv, code, expected in [
+        (["train", *train, f"--output_dir={tmp_path / 'run'}"], 0, party),
+        (["generate", *generate, "--prompt=🎉ü"], 0, party),
+        (["generate", *generate, "--prompt=🎈"], 2, "\\U0001f388"),
+    ]:
+        done = subprocess.run([sys.executable, "-m", "scripts", *argv], env=env, cwd=tmp_path, capture_output=True)
+        assert done.returncode == code, done.stderr
+        assert expected in (done.stdout + done.stderr).decode(encoding)
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "told"),
     [

@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from transformers import TrainerCallback
@@ -24,6 +24,13 @@ from ..errors import UserError
 
 SAMPLES_FILE = "samples.md"
 SECONDS_BETWEEN_LINES = 30  # of output that is not a terminal
+
+
+def say(text: str = "", end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print what a run shows, at once. What the stream cannot encode is escaped: the text comes from the data."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"  # that of a StringIO is None
+    print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
 
 
 class LiveLine(TrainerCallback):
@@ -61,12 +68,12 @@ class LiveLine(TrainerCallback):
             line = self._line(state)
             if self.in_place:
                 line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
-            print(line, end="\n" if ends else "", file=self.stream, flush=True)
+            say(line, "\n" if ends else "", self.stream)
             self._is_open = not ends
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._is_open:
-            print(file=self.stream, flush=True)
+            say(stream=self.stream)
 
     def _line(self, state) -> str:
         done = state.global_step - self.first_step
@@ -110,7 +117,7 @@ class Samples(TrainerCallback):
         state.log_history[-1]["sample"] = text
         with contextlib.suppress(OSError):  # a full disk is reported by the next checkpoint
             (Path(args.output_dir) / SAMPLES_FILE).write_text(render_samples(state.log_history), encoding="utf-8")
-        print(_indented(text), file=self.stream, flush=True)
+        say(_indented(text), stream=self.stream)
 
 
 def write_sample(
