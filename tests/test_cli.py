@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, call
+from helpers import ROOT, call, results
 
 from modeling_gptlite.errors import UserError
 from scripts.cli import printable
@@ -95,6 +95,16 @@ def test_a_stream_that_is_closed_or_full_is_one_line(redirection, code, line, tr
     assert done.returncode == code, done.stderr
     assert line in done.stderr
     assert len(done.stderr.splitlines()) == bool(line)
+
+
+def test_training_goes_on_without_a_reader(text_file, tmp_path):
+    flags = f"--train_file {text_file} --max_steps 30 --eval_steps 1 --output_dir {tmp_path / 'run'} --sample_length 10"
+    command = f"{sys.executable} -m scripts.train {flags} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(done.stderr.splitlines()) == 1
+    assert "training continues" in done.stderr
+    assert results(tmp_path / "run")["steps"] == 30
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

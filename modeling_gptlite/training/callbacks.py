@@ -4,6 +4,7 @@ trainer = CausalLMTrainer(..., callbacks=[LiveLine(tokens_per_step), Samples(tok
 """
 
 import contextlib
+import errno
 import math
 import os
 import shutil
@@ -24,13 +25,25 @@ from ..errors import UserError
 
 SAMPLES_FILE = "samples.md"
 SECONDS_BETWEEN_LINES = 30  # of output that is not a terminal
+READER_IS_GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # of a pipe, of a terminal, of a pipe on Windows
 
 
 def say(text: str = "", end: str = "\n", stream: TextIO | None = None) -> None:
-    """Print what a run shows, at once. What the stream cannot encode is escaped: the text comes from the data."""
+    """Print what a run shows, at once. What the stream cannot encode is escaped: the text comes from the data.
+
+    If its reader is gone (`| head`, a closed terminal), standard error says so, and all further output is discarded:
+    hours of training do not depend on who watches them.
+    """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"  # that of a StringIO is None
-    print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in READER_IS_GONE:
+            raise
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            print("the output has no reader any more; training continues without it", file=sys.stderr, flush=True)
 
 
 class LiveLine(TrainerCallback):
