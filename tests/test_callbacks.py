@@ -204,7 +204,10 @@ def test_a_run_that_logs_no_loss_does_not_finish_with_weights_that_are_not_finit
 # ---- Signals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+HANGUP = pytest.param(1, marks=pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, HANGUP])
 def test_a_signal_ends_training_with_a_checkpoint_to_resume_from(number, trained, text_file, tmp_path, monkeypatch):
     step = Trainer.training_step
 
@@ -251,6 +254,18 @@ def test_ctrl_c_is_never_lost_and_leaves_nothing_half_written(
     if len(left) == 1:
         train_tiny(text_file, tmp_path)
     assert same_weights(tmp_path, trained)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_under_nohup_a_closed_terminal_does_not_end_training():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopOnSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_ends_the_block_and_the_handlers_are_restored():

@@ -107,6 +107,22 @@ def test_training_goes_on_without_a_reader(text_file, tmp_path):
     assert results(tmp_path / "run")["steps"] == 30
 
 
+def test_a_closed_terminal_ends_training_with_a_checkpoint(text_file, tmp_path):
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # as a shell in a window has it
+    code = f"{take}; from scripts import cli, train; cli.run(train.main)"
+    flags = [f"--train_file={text_file}", f"--output_dir={tmp_path / 'run'}", "--max_steps=100000", "--logging_steps=1"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, start_new_session=True, **streams)
+    os.close(follower)
+    while b"step " not in os.read(leader, 4096):
+        pass
+    os.close(leader)  # the window is closed
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_text_that_the_output_cannot_encode_is_escaped(encoding, text_file, tmp_path):
     text = text_file.read_text(encoding="utf-8").replace("bottles", "🎉 grün")

@@ -202,12 +202,13 @@ class StopOnDivergence(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second Ctrl-C ends it immediately.
+    """Ctrl-C, SIGTERM or SIGHUP ends training after the current step, with a checkpoint; a second Ctrl-C immediately.
 
     with stop:
         trainer.train()
 
-    Outside training, what the block does (such as saving the model) is finished. With several processes, all stop at
+    A closed terminal sends SIGHUP; it stays ignored under `nohup`. Outside training, what the block does (such as
+    saving the model) is finished. With several processes, all stop at
     the same step: the next logging step after one of them received the signal.
 
     Attributes:
@@ -220,7 +221,10 @@ class StopOnSignal(TrainerCallback):
     def __enter__(self):
         self.received, self._before = 0, {}
         if threading.current_thread() is threading.main_thread():  # no other thread can handle signals
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+                numbers.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *error):
