@@ -12,13 +12,24 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
 
+class UserPath(str):
+    """The type of a flag or setting that may be a path; calling it gives the path as text, with `~` expanded.
+
+    A shell expands `~` neither in `--flag=~/x` nor in quotes, and a recipe knows no shell.
+    """
+
+    def __new__(cls, path: str) -> Any:
+        return os.path.expanduser(path)
+
+
 def cache_dir() -> Path:
     """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`."""
-    return Path(os.environ.get("GPTLITE_CACHE") or Path.home() / ".cache" / "gptlite")
+    return Path(UserPath(os.environ.get("GPTLITE_CACHE") or "~/.cache/gptlite"))
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -1,6 +1,7 @@
 """How every command starts and ends: exit codes, one line for a mistake, Ctrl-C from the first import on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,18 @@ import pytest
 from helpers import ROOT, call, results
 
 from modeling_gptlite.errors import UserError
+from scripts import convert, demo, evaluate, generate, push_to_hub, train
 from scripts.cli import printable
+
+
+RECIPE = """
+model_name_or_path: ~/model
+tokenizer: ~/model
+train_file: ["~/text.txt"]
+max_steps: 1
+optimizer: adamw
+sample_length: 0
+"""
 
 
 def start(*argv, **options):
@@ -121,6 +133,32 @@ def test_a_closed_terminal_ends_training_with_a_checkpoint(text_file, tmp_path):
     os.close(leader)  # the window is closed
     assert process.wait(60) == 128 + signal.SIGHUP
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [train, "--config=~/recipe.yaml", "--output_dir=run"],
+        [generate, "--model=~/model", "--prompt_file=~/prompt.txt", "--max_new_tokens=1"],
+        [evaluate, "--model=~/model", "--train_file=~/text.txt", "--output=~/found.json", "--num_samples=2"],
+        [convert, "--to=qwen3", "--tokenizer=~/model", "~/model", "~/converted"],
+        [demo, "--static=~/page", "~/model"],
+        [push_to_hub, "--model=~/model", "--repo_id=a/b", "--dry_run"],
+    ],
+    ids=lambda argv: argv[0].__name__,
+)
+def test_every_command_knows_the_home_folder(argv, trained, text_file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(trained, tmp_path / "model")
+    shutil.copy(text_file, tmp_path / "text.txt")
+    (tmp_path / "prompt.txt").write_text("12")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    code, _, err = call(argv[0].main, *argv[1:], capsys=capsys)
+    assert code == 0, err
+    assert "~" not in os.listdir()
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

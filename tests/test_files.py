@@ -150,6 +150,15 @@ def test_a_text_is_read_from_the_data_folder_first(serve, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("variable", ["GPTLITE_DATA", "GPTLITE_CACHE"])
+def test_a_tilde_in_a_variable_is_the_home_folder(variable, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv(variable, "~")
+    (tmp_path / "some_text.txt").write_bytes(TEXT)
+    assert download(*A_TEXT) == [TextFile(tmp_path / "some_text.txt")]
+
+
+@pytest.mark.parametrize("variable", ["GPTLITE_DATA", "GPTLITE_CACHE"])
 def test_another_text_in_its_place_is_refused(variable, serve, tmp_path, monkeypatch):
     (tmp_path / "some_text.txt").write_text("To be, or not to be")
     monkeypatch.setenv(variable, str(tmp_path))
