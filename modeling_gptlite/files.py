@@ -28,8 +28,15 @@ class UserPath(str):
 
 
 def cache_dir() -> Path:
-    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`."""
-    return Path(UserPath(os.environ.get("GPTLITE_CACHE") or "~/.cache/gptlite"))
+    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`.
+
+    Raises:
+        UserError: There is no home folder, as in a container that runs under a user id without a name.
+    """
+    folder = UserPath(os.environ.get("GPTLITE_CACHE") or "~/.cache/gptlite")
+    if folder.startswith("~"):
+        raise UserError("there is no home folder for the cache; set GPTLITE_CACHE to a folder that you can write in")
+    return Path(folder)
 
 
 def sha256(path: str | os.PathLike) -> str:
