@@ -12,13 +12,31 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
 
+class UserPath(str):
+    """The type of a flag or setting that may be a path; calling it gives the path as text, with `~` expanded.
+
+    A shell expands `~` neither in `--flag=~/x` nor in quotes, and a recipe knows no shell.
+    """
+
+    def __new__(cls, path: str) -> Any:
+        return os.path.expanduser(path)
+
+
 def cache_dir() -> Path:
-    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`."""
-    return Path(os.environ.get("GPTLITE_CACHE") or Path.home() / ".cache" / "gptlite")
+    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`.
+
+    Raises:
+        UserError: There is no home folder, as in a container that runs under a user id without a name.
+    """
+    folder = UserPath(os.environ.get("GPTLITE_CACHE") or "~/.cache/gptlite")
+    if folder.startswith("~"):
+        raise UserError("there is no home folder for the cache; set GPTLITE_CACHE to a folder that you can write in")
+    return Path(folder)
 
 
 def sha256(path: str | os.PathLike) -> str:

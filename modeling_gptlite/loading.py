@@ -7,7 +7,7 @@ model, tokenizer = load_pretrained("out/quickstart")
 
 import contextlib
 import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -87,7 +87,24 @@ def check_pretrained(name_or_path: str) -> None:
     if (Path(name_or_path) / ADAPTER_CONFIG).is_file() and not is_peft_available():
         raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
     check_folder(name_or_path)
+    _check_base(Path(name_or_path) / ADAPTER_CONFIG)
     check_shards(Path(name_or_path))
+
+
+def _check_base(adapter_config: Path) -> None:
+    """Raise `UserError` if an adapter names no base model, or one that is not where it was when it was trained."""
+    if not adapter_config.is_file():
+        return
+    base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        if not isinstance(base, str):
+            raise UserError("it names none")
+        check_folder(base)
+    except UserError as error:
+        raise UserError(
+            f"cannot load the base model of the adapter {adapter_config.parent}: {error}; write its folder or Hub name "
+            f"into base_model_name_or_path in {adapter_config}"
+        ) from error
 
 
 def load_for_inference(name_or_path: str, device: str | None = None, dtype: str = "auto"):
@@ -168,8 +185,9 @@ def check_folder(name_or_path: str) -> None:
     if folder.is_file():
         raise UserError(f"{name_or_path} is a file; give the folder of a model, or a repository id on the Hub")
     if not folder.is_dir():
+        is_absolute = folder.is_absolute() or PureWindowsPath(name_or_path).is_absolute()  # saved on another machine
         beside = sorted(path.parent.name for path in folder.parent.glob("*/config.json")) if folder.parts[1:] else []
-        if beside or folder.is_absolute() or name_or_path[:1] in (".", "~") or len(folder.parts) > 2:
+        if beside or is_absolute or name_or_path[:1] in (".", "~") or len(folder.parts) > 2:
             hint = f"; {folder.parent} holds {', '.join(beside)}" if beside else ""
             raise UserError(f"no such folder: {name_or_path}{hint}")
     elif not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
@@ -184,7 +202,7 @@ def check_folder(name_or_path: str) -> None:
 
 def _check_settings(folder: Path) -> None:
     """Raise `UserError` if a settings file of a model's folder is not a JSON object; transformers fails deep inside."""
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", ADAPTER_CONFIG):
         if (folder / name).is_file():
             try:
                 settings = json.loads((folder / name).read_text(encoding="utf-8"))

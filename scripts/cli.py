@@ -6,6 +6,7 @@ Only the standard library is imported here, so that Ctrl-C during the slow impor
 import atexit
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,11 @@ def run(main: Callable[[], None]) -> None:
     atexit.register(gc.freeze)  # or Python searches everything for garbage before it exits, which takes a second
     if sys.stdout is None:
         fail("standard output is closed; redirect it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # text of users and models, on a terminal or in a file of code page 1252
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             main()

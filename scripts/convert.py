@@ -6,6 +6,7 @@ gptlite convert --to gguf out/quickstart out/quickstart-gguf --dtype q8_0
 
 from dataclasses import dataclass, field
 
+from modeling_gptlite.files import UserPath
 from modeling_gptlite.interchange import FORMATS, VerificationError, convert, readable, writable
 
 from .cli import run
@@ -42,13 +43,13 @@ class ConvertArguments:
             "help": "Precision of the weights in OUT, for --to gguf. Default: that of IN.",
         },
     )
-    meta: str | None = field(
+    meta: UserPath | None = field(
         default=None,
         metadata={
             "help": "File with the characters of the model, for --from nanogpt. Default: the meta.pkl beside IN."
         },
     )
-    tokenizer: str | None = field(
+    tokenizer: UserPath | None = field(
         default=None,
         metadata={
             "help": "Folder or Hub name of the tokenizer. Default: the one in IN, or the characters of meta.pkl."
@@ -61,8 +62,8 @@ class ConvertArguments:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser((ConvertArguments,), __doc__)
-    parser.add_argument("input", metavar="IN", help="The model: a folder, a file or a name on the Hub.")
-    parser.add_argument("output", metavar="OUT", help="The folder to write; it must not exist, or be empty.")
+    parser.add_argument("input", type=UserPath, metavar="IN", help="The model: a folder, a file or a name on the Hub.")
+    parser.add_argument("output", type=UserPath, metavar="OUT", help="The folder to write, new or empty.")
     args, paths = parser.parse(argv)
 
     import transformers

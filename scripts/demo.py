@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling_gptlite.errors import UserError
+from modeling_gptlite.files import UserPath
 
 from .cli import run
 from .parser import Parser
@@ -23,15 +24,15 @@ MOST_MODELS = 2
 class DemoArguments:
     """The models, and where the page is served or written."""
 
-    model: list[str] = field(
+    model: list[UserPath] = field(
         default_factory=list,
         metadata={"help": "Folder or Hub name of a model, or of two to compare.", "nargs": "+"},
     )
-    static: str | None = field(
+    static: UserPath | None = field(
         default=None,
         metadata={"help": "Write a page without a server into this new folder, instead of serving one with Gradio."},
     )
-    transformers_js: str | None = field(
+    transformers_js: UserPath | None = field(
         default=None,
         metadata={
             "help": "For --static: a node_modules folder with @huggingface/transformers, which is copied, so that the "
@@ -50,7 +51,7 @@ class DemoArguments:
 
 def main(argv: list[str] | None = None):
     parser = Parser((DemoArguments,), __doc__)
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="The same as --model.")
+    parser.add_argument("models", type=UserPath, metavar="MODEL", nargs="*", help="The same as --model.")
     args, rest = parser.parse(argv)
     names = [*args.model, *rest.models]
     most = 1 if args.static else MOST_MODELS

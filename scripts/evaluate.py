@@ -12,6 +12,7 @@ import transformers
 
 from modeling_gptlite.data.sources import AUTO, SOURCES, SourceArguments
 from modeling_gptlite.evaluation.evaluate import EvaluationSettings, evaluate
+from modeling_gptlite.files import UserPath
 
 from .cli import run
 from .parser import Parser
@@ -21,10 +22,10 @@ from .parser import Parser
 class EvaluateArguments:
     """What to evaluate, and where the results go."""
 
-    model: list[str] = field(
+    model: list[UserPath] = field(
         metadata={"help": "Folders, or repository ids on the Hub, of models to compare.", "nargs": "+"}
     )
-    output: str | None = field(default=None, metadata={"help": "Write the results to this JSON file."})
+    output: UserPath | None = field(default=None, metadata={"help": "Write the results to this JSON file."})
     card: bool = field(
         default=False, metadata={"help": "Write the results to the model's run.json and model card as well."}
     )
@@ -34,7 +35,7 @@ class EvaluateArguments:
 class EvaluationSource(SourceArguments):
     """The text. Its last part is evaluated; generated text is compared with the part before."""
 
-    dataset: str | None = field(
+    dataset: UserPath | None = field(
         default=None,
         metadata={
             "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "

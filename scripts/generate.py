@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 from modeling_gptlite.errors import UserError, check
+from modeling_gptlite.files import UserPath
 from modeling_gptlite.runs.generate import GenerationSettings, LoadSettings
 
 from .cli import printable, run, shown
@@ -21,7 +22,7 @@ class GenerateArguments:
     prompt: str | None = field(
         default=None, metadata={"help": "The text to continue. Default: standard input if it is piped, else a newline."}
     )
-    prompt_file: str | None = field(default=None, metadata={"help": "A UTF-8 file that holds the prompt."})
+    prompt_file: UserPath | None = field(default=None, metadata={"help": "A UTF-8 file that holds the prompt."})
     num_samples: int = field(
         default=1, metadata={"help": "Texts to generate. A single one is printed while it is generated."}
     )

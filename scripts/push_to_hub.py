@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling_gptlite.errors import UserError
+from modeling_gptlite.files import UserPath
 
 from .cli import run
 from .parser import Parser
@@ -18,7 +19,7 @@ from .parser import Parser
 class PushArguments:
     """What to publish, and where."""
 
-    model: str = field(metadata={"help": "Folder of the model, as training or save_pretrained writes it."})
+    model: UserPath = field(metadata={"help": "Folder of the model, as training or save_pretrained writes it."})
     repo_id: str = field(metadata={"help": "Name on the Hub: USER/NAME."})
     private: bool = field(default=False, metadata={"help": "Create a new repository as private."})
     revision: str | None = field(default=None, metadata={"help": "Branch to commit to; created if it does not exist."})

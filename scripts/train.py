@@ -9,6 +9,7 @@ import transformers
 
 from modeling_gptlite.runs import settings
 from modeling_gptlite.runs.train import Interrupted, start
+from modeling_gptlite.training.callbacks import say
 
 from .cli import run, shown
 from .parser import Parser
@@ -20,14 +21,10 @@ def main(argv: list[str] | None = None):
     given = parser.settings(argv)
     transformers.utils.logging.disable_progress_bar()  # training has a progress line of its own
     try:
-        start(given, log=say).train()
+        start(given, log=lambda line: say(shown(line))).train()
     except Interrupted as stop:
-        say(str(stop))
+        say(shown(str(stop)))
         raise SystemExit(128 + stop.signal) from None
-
-
-def say(line: str) -> None:
-    print(shown(line), flush=True)
 
 
 if __name__ == "__main__":

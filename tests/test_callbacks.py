@@ -16,8 +16,7 @@ from helpers import refused, same_weights, tiny_model, train_tiny
 from transformers import Trainer, TrainerState
 
 from modeling_gptlite.runs import run as runs_run
-from modeling_gptlite.training import metrics
-from modeling_gptlite.training.callbacks import SAMPLES_FILE, LiveLine, StopOnSignal, render_samples, write_sample
+from modeling_gptlite.training.callbacks import SAMPLES_FILE, LiveLine, StopOnSignal, render_samples, say, write_sample
 from modeling_gptlite.training.checkpointing import Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts import train
@@ -161,6 +160,12 @@ def test_elsewhere_a_line_appears_every_30_seconds_between_evaluations(monkeypat
     assert [line.split()[1] for line in lines] == ["200/300", "400/300", "600/300", "800/300"]
 
 
+def test_what_a_stream_cannot_encode_is_escaped_in_a_program_too():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    say("🎉 grün \ud83c", stream=stream)
+    assert stream.buffer.getvalue() == "\\U0001f389 grün \\ud83c\n".encode("cp1252")
+
+
 # ---- Divergence ----------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +204,10 @@ def test_a_run_that_logs_no_loss_does_not_finish_with_weights_that_are_not_finit
 # ---- Signals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+HANGUP = pytest.param(1, marks=pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, HANGUP])
 def test_a_signal_ends_training_with_a_checkpoint_to_resume_from(number, trained, text_file, tmp_path, monkeypatch):
     step = Trainer.training_step
 
@@ -220,7 +228,7 @@ def test_a_signal_ends_training_with_a_checkpoint_to_resume_from(number, trained
 WHERE = {
     "before the first step": (Trainer, "_inner_training_loop", ["checkpoint-1"]),
     "while the best weights are loaded": (CausalLMTrainer, "_load_best_model", ["checkpoint-20", "checkpoint-10"]),
-    "while the finished model is evaluated": (metrics, "evaluate_loss", ["checkpoint-20", "checkpoint-10"]),
+    "while the finished model is evaluated": (runs_run, "evaluate_loss", ["checkpoint-20", "checkpoint-10"]),
     "while it is saved": (runs_run, "write_run", ["checkpoint-20", "checkpoint-10"]),
 }
 
@@ -246,6 +254,18 @@ def test_ctrl_c_is_never_lost_and_leaves_nothing_half_written(
     if len(left) == 1:
         train_tiny(text_file, tmp_path)
     assert same_weights(tmp_path, trained)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_under_nohup_a_closed_terminal_does_not_end_training():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopOnSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_ends_the_block_and_the_handlers_are_restored():

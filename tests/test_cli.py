@@ -1,16 +1,28 @@
 """How every command starts and ends: exit codes, one line for a mistake, Ctrl-C from the first import on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from helpers import ROOT, call
+from helpers import ROOT, call, results
 
 from modeling_gptlite.errors import UserError
+from scripts import convert, demo, evaluate, generate, push_to_hub, train
 from scripts.cli import printable
+
+
+RECIPE = """
+model_name_or_path: ~/model
+tokenizer: ~/model
+train_file: ["~/text.txt"]
+max_steps: 1
+optimizer: adamw
+sample_length: 0
+"""
 
 
 def start(*argv, **options):
@@ -95,6 +107,76 @@ def test_a_stream_that_is_closed_or_full_is_one_line(redirection, code, line, tr
     assert done.returncode == code, done.stderr
     assert line in done.stderr
     assert len(done.stderr.splitlines()) == bool(line)
+
+
+def test_training_goes_on_without_a_reader(text_file, tmp_path):
+    flags = f"--train_file {text_file} --max_steps 30 --eval_steps 1 --output_dir {tmp_path / 'run'} --sample_length 10"
+    command = f"{sys.executable} -m scripts.train {flags} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(done.stderr.splitlines()) == 1
+    assert "training continues" in done.stderr
+    assert results(tmp_path / "run")["steps"] == 30
+
+
+def test_a_closed_terminal_ends_training_with_a_checkpoint(text_file, tmp_path):
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # as a shell in a window has it
+    code = f"{take}; from scripts import cli, train; cli.run(train.main)"
+    flags = [f"--train_file={text_file}", f"--output_dir={tmp_path / 'run'}", "--max_steps=100000", "--logging_steps=1"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, start_new_session=True, **streams)
+    os.close(follower)
+    while b"step " not in os.read(leader, 4096):
+        pass
+    os.close(leader)  # the window is closed
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [train, "--config=~/recipe.yaml", "--output_dir=run"],
+        [generate, "--model=~/model", "--prompt_file=~/prompt.txt", "--max_new_tokens=1"],
+        [evaluate, "--model=~/model", "--train_file=~/text.txt", "--output=~/found.json", "--num_samples=2"],
+        [convert, "--to=qwen3", "--tokenizer=~/model", "~/model", "~/converted"],
+        [demo, "--static=~/page", "~/model"],
+        [push_to_hub, "--model=~/model", "--repo_id=a/b", "--dry_run"],
+    ],
+    ids=lambda argv: argv[0].__name__,
+)
+def test_every_command_knows_the_home_folder(argv, trained, text_file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(trained, tmp_path / "model")
+    shutil.copy(text_file, tmp_path / "text.txt")
+    (tmp_path / "prompt.txt").write_text("12")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    code, _, err = call(argv[0].main, *argv[1:], capsys=capsys)
+    assert code == 0, err
+    assert "~" not in os.listdir()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_text_that_the_output_cannot_encode_is_escaped(encoding, text_file, tmp_path):
+    text = text_file.read_text(encoding="utf-8").replace("bottles", "🎉 grün")
+    (tmp_path / "party.txt").write_text(text, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    party = {"cp1252": "\\U0001f389ü", "ascii": "\\U0001f389\\xfc"}[encoding]
+    train = [f"--train_file={tmp_path / 'party.txt'}", "--max_steps=1", "--sample_prompt=🎉ü"]
+    generate = [f"--model={tmp_path / 'run'}", "--max_new_tokens=1"]
+    for argv, code, expected in [
+        (["train", *train, f"--output_dir={tmp_path / 'run'}"], 0, party),
+        (["generate", *generate, "--prompt=🎉ü"], 0, party),
+        (["generate", *generate, "--prompt=🎈"], 2, "\\U0001f388"),
+    ]:
+        done = subprocess.run([sys.executable, "-m", "scripts", *argv], env=env, cwd=tmp_path, capture_output=True)
+        assert done.returncode == code, done.stderr
+        assert expected in (done.stdout + done.stderr).decode(encoding)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import refused, tiny_model
+from jinja2 import TemplateError
 from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
@@ -63,6 +64,33 @@ def test_a_conversation_teaches_every_reply_and_nothing_else(tokenizer):
     assert tokenizer.decode(examples.ids) == TALK_TEXT
     assert tokenizer.decode(examples.completion(0)) == " 2<|endoftext|> 3<|endoftext|>"
     assert tokenizer.decode(examples.prompt(0)) == "system: Add.\nuser: 1 and 1?\nassistant:"
+
+
+IN_PARTS = [
+    {**message, "content": [{"type": "text", "text": message["content"][:2]}, {"type": "text", "text": rest}]}
+    for message in TALK
+    for rest in [message["content"][2:]]
+]
+PLAIN = (
+    "{% for m in messages %}<{{ m['role'] + '>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, PLAIN], ids=["ours", "one that takes text only"])
+def test_content_in_text_parts_is_read_as_their_text(template):
+    whole, parts = (source_of([{"messages": messages}]) for messages in (TALK, IN_PARTS))
+    whole.chat_template = parts.chat_template = template
+    assert list(parts.parts({"messages": IN_PARTS}, 1)) == list(whole.parts({"messages": TALK}, 1))
+
+
+def test_the_default_template_renders_text_parts_and_refuses_others():
+    tokenizer = build_char_tokenizer(ALPHABET)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    for messages in (TALK, IN_PARTS):
+        assert tokenizer.apply_chat_template(messages, tokenize=False) == TALK_TEXT
+    with pytest.raises(TemplateError, match="text only"):
+        tokenizer.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
 
 
 def test_the_default_template_marks_what_the_assistant_says_for_other_trainers():

@@ -13,7 +13,7 @@ from helpers import save_model, tiny_model
 from modeling_gptlite.data import DataError, files
 from modeling_gptlite.data.files import RowFiles, TextFile, download, find_files, read_text
 from modeling_gptlite.errors import UserError
-from modeling_gptlite.files import new_folder, sha256, written
+from modeling_gptlite.files import cache_dir, new_folder, sha256, written
 from modeling_gptlite.loading import load_pretrained
 
 
@@ -147,6 +147,24 @@ def test_a_text_is_read_from_the_data_folder_first(serve, tmp_path, monkeypatch)
     (tmp_path / "some_text.txt").write_bytes(TEXT)
     monkeypatch.setenv("GPTLITE_DATA", str(tmp_path))
     assert download(*A_TEXT) == [TextFile(tmp_path / "some_text.txt")]
+
+
+@pytest.mark.parametrize("variable", ["GPTLITE_DATA", "GPTLITE_CACHE"])
+def test_a_tilde_in_a_variable_is_the_home_folder(variable, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv(variable, "~")
+    (tmp_path / "some_text.txt").write_bytes(TEXT)
+    assert download(*A_TEXT) == [TextFile(tmp_path / "some_text.txt")]
+
+
+def test_without_a_home_folder_the_error_names_the_variable(monkeypatch, tmp_path):
+    monkeypatch.delenv("GPTLITE_CACHE")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no HOME, and no entry in passwd
+    with pytest.raises(UserError, match="set GPTLITE_CACHE"):
+        cache_dir()
+    monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
 
 
 @pytest.mark.parametrize("variable", ["GPTLITE_DATA", "GPTLITE_CACHE"])

@@ -1,5 +1,6 @@
 """`runs/model.py`, LoRA: adapters are trained, resumed, loaded, merged and published."""
 
+import json
 import shutil
 
 import pytest
@@ -44,6 +45,21 @@ def test_lora_trains_an_adapter_and_leaves_the_model_alone(trained, adapter, cap
     assert results(adapter)["loss"] < results(trained)["loss"]
     assert "LoRA adapter of rank 4" in (adapter / "README.md").read_text()
     assert not (adapter / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [("/moved/base", "no such folder: /moved/base"), (r"C:\moved\base", r"C:\moved\base"), (None, "names none")],
+)
+def test_an_adapter_whose_base_was_moved_says_where_to_change_it(base, told, trained, adapter, tmp_path, capsys):
+    folder = shutil.copytree(adapter, tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoint-*"))
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    argv = [f"--model={folder}", "--prompt=12", "--max_new_tokens=5"]
+    refused(generate.main, *argv, capsys=capsys, told=[told, f"base_model_name_or_path in {path}"])
+    path.write_text(json.dumps(config | {"base_model_name_or_path": str(trained)}))  # the advice helps
+    assert call(generate.main, *argv, capsys=capsys)[0] == 0
 
 
 def test_an_adapter_loads_in_every_way_and_merges(trained, adapter, tmp_path):

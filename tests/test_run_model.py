@@ -8,6 +8,7 @@ import torch
 from helpers import (
     TEXT,
     call,
+    load_saved,
     refused,
     results,
     run_python,
@@ -15,6 +16,7 @@ from helpers import (
     train_tiny,
 )
 from safetensors.torch import load_file
+from tokenizers import models
 from transformers import (
     AutoTokenizer,
     MambaConfig,
@@ -23,10 +25,10 @@ from transformers import (
 
 from modeling_gptlite import GPTLiteConfig
 from modeling_gptlite.data.sources import Source
-from modeling_gptlite.runs.model import build_model, load_or_build_tokenizer
+from modeling_gptlite.runs.model import ModelError, build_model, check_saved, load_or_build_tokenizer
 from modeling_gptlite.runs.settings import ModelArguments
-from scripts import generate, train
-from tokenization import build_char_tokenizer, encode_corpus
+from scripts import evaluate, generate, train
+from tokenization import add_characters, build_char_tokenizer, encode_corpus, tokenizer_state
 
 
 NEW_TEXT = TEXT.replace("bottles", "Flaschen für Zoë") * 2
@@ -109,6 +111,44 @@ def test_growing_and_going_on_after_a_stop_ends_with_the_same_weights(trained, t
     train_tiny(new_text, tmp_path / "run", f"--model_name_or_path={trained}", "--resume_from_checkpoint=true")
     resumed, undisturbed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", tuned))
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_tokens_that_a_user_added_keep_their_ids_beside_new_characters(special_tokens, tmp_path):
+    tokenizer = build_char_tokenizer("abc", special_tokens)
+    tokenizer.add_tokens(["<|user|>", "é"])
+    before = tokenizer.get_vocab()
+    assert add_characters(tokenizer, "<|user|>aéz€") == ["z", "€"]
+    assert tokenizer.get_vocab() == before | {"z": len(before), "€": len(before) + 1}
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    ids = [before["<|user|>"], 0, before["é"], len(before), len(before) + 1]
+    assert encode_corpus("<|user|>aéz€", tokenizer).tolist() == loaded("<|user|>aéz€").input_ids == ids
+    assert tokenizer_state(loaded) == tokenizer_state(tokenizer)  # the ids in the cache belong to both
+
+
+def test_a_model_fine_tuned_with_added_tokens_evaluates_as_it_was_trained(trained, tmp_path, monkeypatch):
+    model, tokenizer = load_saved(trained)
+    tokenizer.add_tokens(["<|user|>", "<|bot|>"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    text = tmp_path / "chat.txt"
+    text.write_text("<|user|>12 grün €<|bot|>bottles\n" * 60, encoding="utf-8")
+    train_tiny(text, tmp_path / "run", f"--model_name_or_path={tmp_path / 'base'}")
+    monkeypatch.setenv("GPTLITE_CACHE", str(tmp_path / "empty"))
+    evaluate.main([f"--model={tmp_path / 'run'}", f"--train_file={text}", f"--output={tmp_path / 'found.json'}"])
+    (row,) = json.loads((tmp_path / "found.json").read_text())["models"]
+    assert row["loss"] == pytest.approx(results(tmp_path / "run")["loss"], abs=1e-4)
+
+
+def test_a_tokenizer_that_is_another_one_after_it_is_saved_is_refused():
+    tokenizer = build_char_tokenizer("abc")
+    tokenizer.add_tokens(["<|user|>"])
+    vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if token != "<|user|>"} | {"é": 7}
+    tokenizer.backend_tokenizer.model = models.BPE(vocabulary, merges=[], unk_token="<|unk|>")
+    with pytest.raises(ModelError, match=r"other ids to '<\|user\|>'"):
+        check_saved(tokenizer)
 
 
 # ---- Other models ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pytest
 
+from modeling_gptlite.runs.resume import resume_mode
 from modeling_gptlite.runs.settings import DataArguments, defaults, parse, read
 from modeling_gptlite.training.arguments import ArgumentError
 
@@ -29,6 +30,17 @@ def test_settings_are_parsed_as_the_flags_of_the_same_names():
 def test_one_file_may_be_given_without_a_list():
     assert parse(read({"train_file": "a book.txt"})).data.train_file == ["a book.txt"]
     assert DataArguments(train_file="a book.txt").train_file == ["a book.txt"]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    names = ("train_file", "model_name_or_path", "tokenizer", "dataset", "output_dir", "resume_from_checkpoint")
+    model, data, training = parse(read(dict.fromkeys(names, "~/x") | {"sample_prompt": "~/x"}))
+    home = str(tmp_path / "x")
+    assert (data.train_file, data.dataset, model.model_name_or_path, model.tokenizer) == ([home], home, home, home)
+    assert (training.output_dir, resume_mode(training)) == (home, home)
+    assert data.sample_prompt == "~/x"
 
 
 MISTAKES = {

@@ -126,6 +126,8 @@ def test_a_column_that_is_named_is_read_as_text(tmp_path):
 
 BAD_MESSAGES = {
     "null": ([*TALK, {"role": "user", "content": None}], "the content of message 3 is null"),
+    "an image": ([{"role": "user", "content": [{"type": "image"}]}, *TALK], "message 1 has a part of type 'image'"),
+    "a list in a list": ([{"role": "user", "content": ["a"]}, *TALK], "message 1 has a part of type 'str'"),
     "no role": ([{"content": "a"}], "there is no 'role'"),
     "text": (["a"], "message 1 must be an object"),
     "not a list": ("a", "messages must be a list"),

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import run_python
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tokenization import (
+    add_characters,
     build_bpe_tokenizer,
     build_char_tokenizer,
     build_word_tokenizer,
@@ -202,6 +203,43 @@ def test_a_special_token_cut_in_two_stays_one_token(tokenizer, position):
     ids = encode_corpus([text[:position], text[position:]], tokenizer)
     assert ids.tolist().count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(ids) == text
+
+
+FLAGS = {
+    "lstrip": {"lstrip": True},
+    "rstrip": {"rstrip": True},
+    "single_word": {"single_word": True},
+    "special": {"lstrip": True, "rstrip": True, "special": True},
+    "white space inside": {"content": "<my tag>"},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize("build", [*BUILDERS, partial(build_char_tokenizer, byte_fallback=True)])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_all_flags_of_an_added_token_are_packed_right(flags, build, size, monkeypatch):
+    monkeypatch.setattr("tokenization.corpus._PIECE_CHARACTERS", 5)
+    token = AddedToken(**{"content": "<tag>", **flags})
+    text = "to be  <tag>  or<tag>not <tag>\n\nto<my tag> be <my\ttag>" * 2 + "  <tag>"
+    tokenizer = build(text)
+    tokenizer.add_tokens([token])
+    expected = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.convert_tokens_to_ids(token.content) in expected
+    assert encode_corpus(cut(text, size), tokenizer).tolist() == expected
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_characters_join_a_vocabulary_with_such_tokens(flags):
+    tokenizer = build_char_tokenizer("to be<mytag>")
+    tokenizer.add_tokens([AddedToken(**{"content": "<tag>", **flags})])
+    assert add_characters(tokenizer, "to <tag>éz") == ["z", "é"]
+
+
+def test_unknown_characters_that_become_one_token_together_are_packed_right():
+    tokenizer = build_char_tokenizer("ab")
+    tokenizer.backend_tokenizer.model.fuse_unk = True
+    assert encode_corpus("axyb", tokenizer).tolist() == tokenizer("axyb").input_ids == [0, tokenizer.unk_token_id, 1]
 
 
 def test_a_character_vocabulary_in_any_order_is_packed_right():

@@ -81,10 +81,13 @@ def add_characters(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str
     if not is_character_tokenizer(tokenizer):
         return []
     new = sorted(unknown_characters(texts, tokenizer))
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    first = max(tokenizer.get_vocab().values()) + 1
-    vocabulary = model["vocab"] | {character: first + index for index, character in enumerate(new)}
-    tokenizer.backend_tokenizer.model = models.BPE(vocabulary, merges=[], unk_token=model["unk_token"])
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # With the tokens that were added beside the model: when a saved tokenizer is loaded, those that its model lacks get
+    # the ids after the model's, whatever their ids were.
+    vocabulary = state["model"]["vocab"] = tokenizer.get_vocab()
+    first = max(vocabulary.values()) + 1
+    vocabulary |= {character: first + index for index, character in enumerate(new)}
+    tokenizer.backend_tokenizer.model = Tokenizer.from_str(json.dumps(state)).model
     return new
 
 

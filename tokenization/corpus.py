@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 _PIECE_CHARACTERS = 1 << 16  # length of the texts that a tokenizer without a look-up table is called with
 _CODE_POINTS = 0x110000
 _MISSING = np.uint32(0xFFFFFFFF)
+ENCODING = 2  # part of the name of stored ids; raised when a text gets other ids than before
 
 
 def encode_corpus(
@@ -88,7 +89,7 @@ class Encoder:
             for piece in self._table.whole_pieces(pieces):
                 yield from self._table.encode(piece, self.unknown)
             return
-        for batch in _cut_before_white_space(pieces):
+        for batch in _cut_before_white_space(pieces, self.tokenizer):
             encoded = self.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
             for text, ids in zip(batch, encoded["input_ids"], strict=True):
                 self.count_unknown(text, ids)
@@ -133,15 +134,15 @@ def unknown_characters(texts: str | Iterable[str], tokenizer: PreTrainedTokenize
         for piece in table.whole_pieces(pieces):
             unknown.update(table.missing(piece))
     elif tokenizer.unk_token_id is not None:
-        for piece in itertools.chain.from_iterable(_cut_before_white_space(pieces)):
+        for piece in itertools.chain.from_iterable(_cut_before_white_space(pieces, tokenizer)):
             unknown.update(_unknown_parts(piece, tokenizer))
     return unknown
 
 
 def is_character_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether each token is one character, and other characters cannot be represented (there are no byte tokens)."""
-    table = _CharacterTable.of(tokenizer)
-    return table is not None and not table.byte_fallback
+    vocabulary = _character_vocabulary(tokenizer)
+    return vocabulary is not None and all(len(token) == 1 for token in vocabulary)
 
 
 def describe_characters(characters: Iterable[str], most: int = 8) -> str:
@@ -178,20 +179,13 @@ class _CharacterTable:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "_CharacterTable | None":
-        """The table of a tokenizer; None if its tokens are not single characters."""
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None or backend.normalizer is not None or backend.pre_tokenizer is not None:
+        """The table of a tokenizer; None if its tokens are not single characters, or depend on what is beside them."""
+        vocabulary = _character_vocabulary(tokenizer)
+        added = tokenizer.added_tokens_decoder.values()
+        if vocabulary is None or any(token.lstrip or token.rstrip or token.single_word for token in added):
             return None
-        model = json.loads(backend.to_str())["model"]
-        if model["type"] != "BPE" or model["merges"]:
-            return None
-        added = tokenizer.get_added_vocab()
-        tokens = {token: i for token, i in model["vocab"].items() if token not in added}
-        characters = {token: i for token, i in tokens.items() if len(token) == 1}
-        others = tokens.keys() - characters.keys()
-        if any(not re.fullmatch(r"<0x[0-9A-F]{2}>", token) for token in others):
-            return None
-        return cls(tokenizer, characters, byte_fallback=bool(others))
+        characters = {token: i for token, i in vocabulary.items() if len(token) == 1}
+        return cls(tokenizer, characters, byte_fallback=len(characters) < len(vocabulary))
 
     def encode(self, text: str, unknown: Counter[str]) -> Iterator[np.ndarray]:
         """The ids of `text`, which may contain special tokens; what becomes the unknown token is added to `unknown`."""
@@ -242,16 +236,35 @@ class _CharacterTable:
             yield text
 
 
-def _cut_before_white_space(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """The same text in batches of short texts, in which a pre-tokenizer finds the same words as in the whole."""
+def _character_vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int] | None:
+    """Character (or byte token, as a fallback) to id, without the added tokens; None if there are other tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is not None or backend.pre_tokenizer is not None:
+        return None
+    model = json.loads(backend.to_str())["model"]
+    if model["type"] != "BPE" or model["merges"] or model["fuse_unk"]:
+        return None
+    added = tokenizer.get_added_vocab()
+    vocabulary = {token: i for token, i in model["vocab"].items() if token not in added}
+    is_known = all(len(token) == 1 or re.fullmatch(r"<0x[0-9A-F]{2}>", token) for token in vocabulary)
+    return vocabulary if is_known else None
+
+
+def _cut_before_white_space(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+    """The same text in batches of short texts, in which the tokenizer finds the same words as in the whole."""
+    # What white space belongs to: added tokens that strip it, and the beginnings of those that contain it.
+    added = tokenizer.added_tokens_decoder.values()
+    glue = tuple(token.content for token in added if token.rstrip)
+    contents = [token.content for token in added]
+    glue += tuple(content[:i] for content in contents for i in range(1, len(content)) if content[i].isspace())
     text = ""
     for piece in pieces:
         text += piece
         batch, start = [], 0
         while len(text) - start > _PIECE_CHARACTERS:
-            cut = _last_word_end(text, start, start + _PIECE_CHARACTERS)
+            cut = _last_word_end(text, start, start + _PIECE_CHARACTERS, glue)
             if cut == start:
-                cut = _last_word_end(text, start, len(text))  # one very long word, or white space
+                cut = _last_word_end(text, start, len(text), glue)  # one very long word, or white space
             if cut == start:
                 break
             batch.append(text[start:cut])
@@ -263,9 +276,9 @@ def _cut_before_white_space(pieces: Iterable[str]) -> Iterator[list[str]]:
         yield [text]
 
 
-def _last_word_end(text: str, start: int, stop: int) -> int:
+def _last_word_end(text: str, start: int, stop: int, glue: tuple[str, ...]) -> int:
     for cut in range(stop - 1, start, -1):
-        if text[cut] in " \t\r\n" and not text[cut - 1].isspace():
+        if text[cut] in " \t\r\n" and not text[cut - 1].isspace() and not text.endswith(glue, start, cut):
             return cut
     return start
 
@@ -279,7 +292,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _fingerprint(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    digest = hashlib.blake2b(tokenizer_state(tokenizer).encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{ENCODING}{tokenizer_state(tokenizer)}".encode(), digest_size=16)
     for piece in pieces:
         digest.update(piece.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -20,7 +20,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, describe_characters
-from tokenization.corpus import Encoder, map_ids, tokenizer_state, write_ids
+from tokenization.corpus import ENCODING, Encoder, map_ids, tokenizer_state, write_ids
 
 from ..files import cache_dir, written
 from . import DataError
@@ -286,7 +286,7 @@ def _packed_ids(
     One file holds both, so that no run finds one without the other.
     """
     encoder = Encoder(tokenizer)
-    about = [tokenizer_state(tokenizer), tokenizer.eos_token, sha256, cut]
+    about = [ENCODING, tokenizer_state(tokenizer), tokenizer.eos_token, sha256, cut]
     key = hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
     path, note = cache_dir() / f"{key}.{encoder.dtype.name}", cache_dir() / f"{key}.json"
     if not (path.exists() and note.exists()):

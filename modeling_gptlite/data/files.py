@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import cache_dir, check_readable, sha256, written
+from ..files import UserPath, cache_dir, check_readable, sha256, written
 from . import DataError
 
 
@@ -130,7 +130,7 @@ def download(file_name: str, url: str, expected_sha256: str) -> list[TextFile]:
     """
     places = [cache_dir() / file_name]
     if folder := os.environ.get("GPTLITE_DATA"):
-        places.insert(0, Path(folder) / file_name)
+        places.insert(0, Path(UserPath(folder)) / file_name)
     for path in places:
         if path.is_file():
             check_readable(path, DataError)

@@ -13,13 +13,21 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 Part = tuple[str, bool]  # text, and whether the model learns to predict it
 
+# Text, or a list of text parts: {"type": "text", "text": ...}.
+_CONTENT = (
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['text'] is string %}{{ part['text'] }}"
+    "{% else %}{{ raise_exception('the model reads text only, not parts of other types') }}{% endif %}"
+    "{% endfor %}{% endif %}"
+)
 # One line per message, `user: ...`; a reply ends with the end-of-text token. For tokenizers without a template.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if not loop.first %}{{ '\\n' }}{% endif %}{{ message['role'] }}:"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ ' ' + message['content'] + (eos_token or '') }}{% endgeneration %}"
-    "{% else %}{{ ' ' + message['content'] }}{% endif %}"
+    "{% generation %}{{ ' ' }}" + _CONTENT + "{{ eos_token or '' }}{% endgeneration %}"
+    "{% else %}{{ ' ' }}" + _CONTENT + "{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\nassistant:' }}{% endif %}"
 )
@@ -57,6 +65,7 @@ def _prompt_completion(row: Mapping[str, Any], template: str, special_tokens: Ma
 def _conversational(row: Mapping[str, Any], template: str, special_tokens: Mapping[str, str]) -> list[Part]:
     messages = row["messages"]
     _check_messages(messages)
+    messages = [{**message, "content": _joined(message["content"])} for message in messages]  # most templates join none
     replies = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not replies:
         raise ValueError("no message has the role 'assistant', so there is nothing to learn")
@@ -82,6 +91,14 @@ def _check_messages(messages: Any) -> None:
             raise TypeError(f"message {number} must be an object with role and content")
         if message["content"] is None and not message.get("tool_calls"):
             raise TypeError(f"the content of message {number} is null, not text")
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
+                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+                raise TypeError(f"message {number} has a part of type {kind!r}; a model of text reads text parts only")
+
+
+def _joined(content: Any) -> Any:
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content
 
 
 def _render(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenization.builders import END_OF_TEXT
 
+from ..files import UserPath
 from . import DataError
 from .files import RowFiles, TextFile, download, find_files, is_jsonl
 from .formats import CHAT_TEMPLATE, EXAMPLES, LANGUAGE_MODELING, DatasetFormat, Part
@@ -193,7 +194,7 @@ AUTO = "auto"
 class SourceArguments:
     """The text: files, a dataset, or a built-in text."""
 
-    train_file: list[str] | None = field(
+    train_file: list[UserPath] | None = field(
         default=None,
         metadata={
             "help": "UTF-8 text files, or folders of .txt files; or .jsonl files with a column text, columns prompt "
@@ -201,7 +202,7 @@ class SourceArguments:
             "nargs": "+",
         },
     )
-    dataset: str | None = field(
+    dataset: UserPath | None = field(
         default=None,
         metadata={
             "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
@@ -240,7 +241,7 @@ def open_source(args: SourceArguments, report: Callable[[str], None] = print) ->
     return _open_dataset(name, args)
 
 
-def _open_files(paths: list[str], text_column: str | None) -> Source:
+def _open_files(paths: Sequence[str], text_column: str | None) -> Source:
     kinds = {is_jsonl(path) for path in paths}
     if len(kinds) > 1:
         raise DataError("--train_file takes .jsonl files or text files, not both")

@@ -17,6 +17,7 @@ from tokenization import describe_characters, unknown_characters
 
 from ..engine import EngineError, in_engine, load_fast
 from ..errors import UserError, check
+from ..files import UserPath
 from ..loading import check_folder, check_generation, load_for_inference, load_tokenizer, longest_text
 
 
@@ -31,7 +32,7 @@ LOWEST_TEMPERATURE = 1e-6  # logits divided by less overflow
 class LoadSettings:
     """The model, and where it runs."""
 
-    model: str = field(metadata={"help": "Folder, or repository id on the Hub, of the model."})
+    model: UserPath = field(metadata={"help": "Folder, or repository id on the Hub, of the model."})
     seed: int | None = field(default=None, metadata={"help": "Repeats a text. Default: another text each time."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest available."})
     dtype: str = field(

@@ -4,8 +4,10 @@ tokenizer, added = load_or_build_tokenizer(ModelArguments(preset="modern-1m"), s
 model = build_model(ModelArguments(preset="modern-1m"), tokenizer, added)
 """
 
+import itertools
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def load_or_build_tokenizer(
     embeddings.
 
     Raises:
-        UserError: The tokenizer cannot be loaded, or the text cannot be read.
+        UserError: The tokenizer cannot be loaded or is another one after it is saved, or the text cannot be read.
     """
     name, added = args.tokenizer or "char", 0
     if args.model_name_or_path:
@@ -72,6 +74,7 @@ def load_or_build_tokenizer(
     source.share_template(tokenizer)
     if args.model_name_or_path and args.tokenizer is None and args.lora_r is None:
         added = _add_new_characters(tokenizer, source, log)
+    check_saved(tokenizer)
     return tokenizer, added
 
 
@@ -80,6 +83,20 @@ def _add_new_characters(tokenizer: PreTrainedTokenizerFast, source: Source, log:
     if new:
         log(f"added to the vocabulary, now {len(tokenizer)} tokens: {describe_characters(new)}")
     return len(new)
+
+
+def check_saved(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ModelError` if the tokenizer has other ids once it is saved and loaded, as the finished model will be."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        loaded = load_tokenizer(folder)
+    before, after = tokenizer.get_vocab(), loaded.get_vocab()
+    probe = " ".join([*itertools.islice(before, 1000), *tokenizer.get_added_vocab()])
+    same = before == after and tokenizer(probe)["input_ids"] == loaded(probe)["input_ids"]
+    if not same:
+        moved = [token for token, token_id in before.items() if after.get(token) != token_id]
+        what = f"gives other ids to {describe_characters(moved)}" if moved else "splits text in another way"
+        raise ModelError(f"the tokenizer {what} after it is saved and loaded; give another one with --tokenizer")
 
 
 # ---- The model -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, did_you_mean
+from ..files import UserPath
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def find_recipe(name_or_path: str) -> Path:
     Raises:
         RecipeError: There is neither.
     """
-    path = Path(name_or_path)
+    path = Path(UserPath(name_or_path))
     if path.is_file():
         return path
     packaged = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}

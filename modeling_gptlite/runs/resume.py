@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from tokenization import tokenizer_state
 
 from ..errors import UserError
+from ..files import UserPath
 from ..training.arguments import CausalLMTrainingArguments
 from ..training.checkpointing import Checkpoints
 from ..training.hardware import precision
@@ -101,7 +102,7 @@ def differences(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> lis
 def resume_mode(args: CausalLMTrainingArguments) -> str:
     """What `resume_from_checkpoint` asks for: "auto", "true", "false", or the path of a checkpoint."""
     wanted = str(args.resume_from_checkpoint or "false")
-    return wanted.lower() if wanted.lower() in ("auto", "true", "false") else wanted
+    return wanted.lower() if wanted.lower() in ("auto", "true", "false") else UserPath(wanted)
 
 
 def check_output_dir(args: CausalLMTrainingArguments) -> None:

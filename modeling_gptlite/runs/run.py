@@ -37,7 +37,7 @@ from .settings import Arguments
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the run, with a checkpoint or after the finished model was saved.
+    """Ctrl-C, SIGTERM or SIGHUP ended the run, with a checkpoint or after the finished model was saved.
 
     Attributes:
         signal: The signal's number.
@@ -100,7 +100,7 @@ class Run:
             The record of the run, as in `run.json`; on processes other than the main one it is empty.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM stopped training; repeat the call, or the program, to resume.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped training; repeat the call, or the program, to resume.
             UserError: Another process trains in the output folder, a file cannot be written, training diverged, or the
                 Hub refuses the upload.
         """

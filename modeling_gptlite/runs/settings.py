@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from ..data.sources import SourceArguments
 from ..errors import check, did_you_mean
+from ..files import UserPath
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments
 from .recipes import as_flags
 
@@ -33,11 +34,11 @@ class ModelArguments:
         default=None,
         metadata={"help": "Fields of the preset to replace, as JSON: '{\"num_hidden_layers\": 8}'."},
     )
-    model_name_or_path: str | None = field(
+    model_name_or_path: UserPath | None = field(
         default=None,
         metadata={"help": "Folder or Hub name of a model to continue or fine-tune, instead of a preset."},
     )
-    tokenizer: str | None = field(
+    tokenizer: UserPath | None = field(
         default=None,
         metadata={
             "help": "char, bpe or word to build one from the text, or the folder or Hub name of one. Default: the "

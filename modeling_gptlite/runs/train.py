@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.encode import EncodedExamples, EncodedText, RunData, encode
 from ..data.sources import open_source
+from ..training.callbacks import say
 from ..training.timing import Costs, time_run
 from . import auto
 from .card import describe_model
@@ -46,7 +47,7 @@ def start_from(recipe: str | None = None, **settings: Any) -> Run:
     return start(settings)
 
 
-def start(settings: Mapping[str, Any], log: Log = print) -> Run:
+def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     """Prepare a run: check its settings, read the text, decide what they leave open, build the model.
 
     The output folder is created; only `Run.train` writes into it. If the folder holds an unfinished run, the new run

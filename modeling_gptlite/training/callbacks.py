@@ -4,6 +4,7 @@ trainer = CausalLMTrainer(..., callbacks=[LiveLine(tokens_per_step), Samples(tok
 """
 
 import contextlib
+import errno
 import math
 import os
 import shutil
@@ -13,7 +14,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from transformers import TrainerCallback
@@ -24,6 +25,25 @@ from ..errors import UserError
 
 SAMPLES_FILE = "samples.md"
 SECONDS_BETWEEN_LINES = 30  # of output that is not a terminal
+READER_IS_GONE = (errno.EPIPE, errno.EIO, errno.EINVAL)  # of a pipe, of a terminal, of a pipe on Windows
+
+
+def say(text: str = "", end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print what a run shows, at once. What the stream cannot encode is escaped: the text comes from the data.
+
+    If its reader is gone (`| head`, a closed terminal), standard error says so, and all further output is discarded:
+    hours of training do not depend on who watches them.
+    """
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"  # that of a StringIO is None
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in READER_IS_GONE:
+            raise
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            print("the output has no reader any more; training continues without it", file=sys.stderr, flush=True)
 
 
 class LiveLine(TrainerCallback):
@@ -61,12 +81,12 @@ class LiveLine(TrainerCallback):
             line = self._line(state)
             if self.in_place:
                 line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
-            print(line, end="\n" if ends else "", file=self.stream, flush=True)
+            say(line, "\n" if ends else "", self.stream)
             self._is_open = not ends
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._is_open:
-            print(file=self.stream, flush=True)
+            say(stream=self.stream)
 
     def _line(self, state) -> str:
         done = state.global_step - self.first_step
@@ -110,7 +130,7 @@ class Samples(TrainerCallback):
         state.log_history[-1]["sample"] = text
         with contextlib.suppress(OSError):  # a full disk is reported by the next checkpoint
             (Path(args.output_dir) / SAMPLES_FILE).write_text(render_samples(state.log_history), encoding="utf-8")
-        print(_indented(text), file=self.stream, flush=True)
+        say(_indented(text), stream=self.stream)
 
 
 def write_sample(
@@ -182,12 +202,13 @@ class StopOnDivergence(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second Ctrl-C ends it immediately.
+    """Ctrl-C, SIGTERM or SIGHUP ends training after the current step, with a checkpoint; a second Ctrl-C immediately.
 
     with stop:
         trainer.train()
 
-    Outside training, what the block does (such as saving the model) is finished. With several processes, all stop at
+    A closed terminal sends SIGHUP; it stays ignored under `nohup`. Outside training, what the block does (such as
+    saving the model) is finished. With several processes, all stop at
     the same step: the next logging step after one of them received the signal.
 
     Attributes:
@@ -200,7 +221,10 @@ class StopOnSignal(TrainerCallback):
     def __enter__(self):
         self.received, self._before = 0, {}
         if threading.current_thread() is threading.main_thread():  # no other thread can handle signals
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+                numbers.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *error):
