@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from transformers import TrainerCallback
 
+from modeling_gptlite.data.encode import RunData
 from modeling_gptlite.data.windows import EvaluationWindows, RandomWindows
+from modeling_gptlite.training import timing
 from modeling_gptlite.training.callbacks import Samples
 from modeling_gptlite.training.optim import build_adamw, build_muon
 from modeling_gptlite.training.trainer import CausalLMTrainer, CausalLMTrainingArguments
@@ -285,6 +287,10 @@ def test_the_trainer_waits_only_to_log_to_evaluate_and_to_sample(preset, optimiz
         eval_dataset=EvaluationWindows(corpus[:1000], CONTEXT),
         callbacks=[count, Samples(tokenizer, "9", length=5, seed=0)],
     )
+    data = RunData(trainer.train_dataset, trainer.eval_dataset, 4, "9", {})
+    timed = moved(tiny_model(preset, vocab_size=len(tokenizer), max_position_embeddings=CONTEXT))
+    timing._Steps(timed, timing._optimizer(timed, args), args, data).take(None)  # `auto` times such steps
+    assert not Device.waits
     trainer.train()
     assert count.steps == [{}] * 4
     assert Device.waits.pop("transformers/trainer.py:_maybe_log_save_evaluate") == 2 * 2  # loss and gradient norm

@@ -133,7 +133,7 @@ class _Steps:
         size = self.args.train_batch_size
         for _ in range(self.args.gradient_accumulation_steps):
             batch = self.data.train.__getitems__(list(range(self.taken * size, (self.taken + 1) * size)))
-            inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            inputs = {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
             self.taken += 1
             if short_context:
                 inputs = {name: tensor.reshape(-1, short_context) for name, tensor in inputs.items()}
