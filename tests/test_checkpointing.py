@@ -16,7 +16,7 @@ import torch
 from helpers import files, in_child, kill_at, refused, same_weights, train_tiny
 from transformers import Trainer
 
-from modeling_gptlite.training import metrics
+from modeling_gptlite.runs import run as run_module
 from modeling_gptlite.training.checkpointing import LOCK, CheckpointError, Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts.cli import run
@@ -89,7 +89,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, text_fil
 
 
 def test_a_run_killed_after_its_last_step_is_finished(trained, text_file, tmp_path, monkeypatch):
-    kill_at(metrics, "evaluate_loss", 1, monkeypatch)
+    kill_at(run_module, "evaluate_loss", 1, monkeypatch)
     assert in_child(lambda: train_tiny(text_file, tmp_path)) == -signal.SIGKILL
     monkeypatch.undo()
     train_tiny(text_file, tmp_path)

@@ -47,7 +47,7 @@ LAYERS = {
     ),
     "runs": (
         "modeling_gptlite/runs/*.py",
-        "accelerate huggingface_hub jinja2 matplotlib peft torch transformers yaml",
+        "accelerate huggingface_hub jinja2 matplotlib peft tokenizers torch transformers yaml",
         "data decoding engine errors files hub interchange loading package tokenization training",
     ),
     "evaluation": (

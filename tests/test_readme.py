@@ -44,7 +44,9 @@ NAMES = {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": "", "checkpoint-450
 REVIEWS = {"green bottles": "good", "should fall": "bad"}
 MODULES = {"push": "push_to_hub"}  # of `gptlite push`; the other commands are called like their modules
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
-SLOW = Costs(start=1, step=200, short_step=200, evaluation=1, checkpoint=1)  # two steps in ten minutes
+SLOW = Costs(
+    start=1, step=200, short_step=200, evaluation=1, checkpoint=1, tokens_per_step=1536
+)  # two steps in ten minutes
 
 
 def blocks(language):

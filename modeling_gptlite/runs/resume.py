@@ -5,7 +5,6 @@ identity = identify(given, training_args, facts, tokenizer, model)
 check_same_run(checkpoint, identity, log=print)
 """
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -113,8 +112,7 @@ def check_output_dir(args: CausalLMTrainingArguments) -> None:
         if not os.path.isdir(mode):
             raise ResumeError(f"{mode} is not a checkpoint; --resume_from_checkpoint takes auto, true, false or one")
         return
-    with Checkpoints(output_dir).locked() if args.process_index == 0 else contextlib.nullcontext():
-        checkpoints = Checkpoints(output_dir).all()
+    checkpoints = Checkpoints(output_dir).all()
     if mode == "true":
         if not checkpoints:
             raise ResumeError(f"there is no checkpoint to resume from in {output_dir}")
