@@ -28,7 +28,7 @@ class UserPath(str):
 
 
 def cache_dir() -> Path:
-    """Where downloads, piped text and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`.
+    """Where downloads and packed ids are stored: `$GPTLITE_CACHE`, else `~/.cache/gptlite`.
 
     Raises:
         UserError: There is no home folder, as in a container that runs under a user id without a name.

@@ -46,7 +46,7 @@ _CACHE = next(
 )
 
 
-_FEW_TOKENS = 16  # a step of generation has at most so many; beyond, the halves gain little
+_FEW_TOKENS = 16  # at most this many in a step of generation; for more, the halves gain little
 
 
 def takes_both_cache_names(function: Callable) -> Callable:
@@ -452,7 +452,7 @@ class GPTLiteForCausalLM(GPTLitePreTrainedModel, GenerationMixin):
         """Logits `(batch, tokens, vocab_size)`, and the mean cross-entropy in nats if targets are given.
 
         `labels` are shifted here (the target of token t is `labels[t + 1]`); `shift_labels` are taken as they are.
-        -100 is no target. `logits_to_keep` limits the logits to the last so many tokens, or to an index.
+        -100 is no target. `logits_to_keep` limits the logits to this many last tokens, or to an index.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,

@@ -232,7 +232,7 @@ def open_source(args: SourceArguments, report: Callable[[str], None] = print) ->
     if not 0 < args.validation_fraction < 1:
         raise DataError(f"--validation_fraction must lie between 0 and 1, got {args.validation_fraction}")
     if args.train_file and args.dataset:
-        raise DataError("--train_file and --dataset name two texts; give one of them")
+        raise DataError("give either --train_file or --dataset, not both")
     if args.train_file:
         return _open_files(args.train_file, args.text_column)
     name = args.dataset or AUTO

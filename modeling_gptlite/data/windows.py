@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from . import DataError
 
 
-IGNORED = -100  # the label that every loss leaves out
+IGNORED = -100  # the label that losses ignore
 
 
 class RandomWindows(Dataset):

@@ -153,7 +153,7 @@ def make_record(
     seconds: float,
     sample: str,
 ) -> dict[str, Any]:
-    """What `run.json` holds, and the card is filled from.
+    """The contents of `run.json`, from which the card is rendered.
 
     Args:
         facts: Arguments, environment, data and model.

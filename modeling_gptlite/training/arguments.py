@@ -148,7 +148,7 @@ class CausalLMTrainingArguments(_FixedArguments):
     )
     short_context: int | None = field(
         default=None,
-        metadata={"help": "Sequence-length warm-up: early in training, windows are cut into pieces of so many tokens."},
+        metadata={"help": "Sequence-length warm-up: train on windows of this many tokens first."},
     )
     short_context_fraction: float = field(
         default=0.6, metadata={"help": "Fraction of the steps that --short_context applies to."}
@@ -163,7 +163,7 @@ class CausalLMTrainingArguments(_FixedArguments):
     )
     minutes: float | None = field(
         default=None,
-        metadata={"help": "Instead of --max_steps: as many steps as take this time, with evaluations and checkpoints."},
+        metadata={"help": "Instead of --max_steps: the time of the whole run, until the finished model is saved."},
     )
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per step on each device."})

@@ -14,8 +14,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_torch_bf16_gpu_available
 
 
-# With torch.compile, a run starts so many seconds later and saves this fraction of its time. Measured with modern-1m on
-# a CPU, where larger models gain less.
+# With torch.compile, a run starts this many seconds later and saves this fraction of its time. Measured with modern-1m
+# on a CPU, where larger models gain less.
 _COMPILING_SECONDS, _COMPILED_SAVES = 75.0, 0.2
 SHORT_WINDOWS = "short_windows"  # the name of `short_window_attention` for `set_attn_implementation`
 _SHORT = 256  # tokens of a window up to which eager attention trains faster than the fused kernel, on a CPU in bf16
