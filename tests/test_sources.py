@@ -88,7 +88,7 @@ def test_many_files_are_counted_not_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"train_file": ["a.txt"], "dataset": "auto"}, "--train_file and --dataset"),
+        ({"train_file": ["a.txt"], "dataset": "auto"}, "either --train_file or --dataset, not both"),
         ({"train_file": ["a.txt", "rows.jsonl"]}, ".jsonl files or text files, not both"),
         ({"validation_fraction": 1.0}, "--validation_fraction must lie between 0 and 1, got 1.0"),
     ],
