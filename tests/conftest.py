@@ -65,6 +65,7 @@ SLOW = {
     "test_golden.py::test_a_run_that_moved_is_a_line_of_the_table_and_the_exit_code",
     "test_golden.py::test_losses_and_weights_equal_their_record",
     "test_hardware.py::test_the_environment_that_hides_bf16_is_respected",
+    "test_head.py::test_a_compiled_model_takes_the_same_steps_with_the_loss_in_chunks",
     "test_hub.py::test_a_model_in_a_subfolder_loads_with_the_code_at_the_root",
     "test_hub.py::test_every_loader_gives_the_same_model_from_an_empty_cache",
     "test_hub.py::test_pushes_during_training_load_and_carry_the_card",

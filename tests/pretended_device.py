@@ -289,12 +289,12 @@ def test_the_trainer_waits_only_to_log_to_evaluate_and_to_sample(preset, optimiz
     )
     data = RunData(trainer.train_dataset, trainer.eval_dataset, 4, "9", {})
     timed = moved(tiny_model(preset, vocab_size=len(tokenizer), max_position_embeddings=CONTEXT))
-    timing._Steps(timed, timing._optimizer(timed, args), args, data).take(None)  # `auto` times such steps
+    timing._Steps(timed, None, timing._optimizer(timed, args), args, data).take(None)  # `auto` times such steps
     assert not Device.waits
     trainer.train()
     assert count.steps == [{}] * 4
     assert Device.waits.pop("transformers/trainer.py:_maybe_log_save_evaluate") == 2 * 2  # loss and gradient norm
     assert Device.waits.pop("modeling_gptlite/metrics.py:<genexpr>") == 2 * 2  # losses and their numbers of targets
     assert Device.waits.pop("modeling_gptlite/callbacks.py:write_sample") == 3  # the prompt; also before training
-    assert Device.waits.pop("modeling_gptlite/metrics.py:plain_head") == 2  # one comparison for each evaluation
+    assert Device.waits.pop("modeling_gptlite/head.py:plain_head") == 2  # one comparison for each evaluation
     assert [name for name in Device.waits if not name.startswith("transformers/")] == []

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_gptlite.data.windows import EvaluationWindows
-from modeling_gptlite.evaluation.statistics import score_tokens
-from modeling_gptlite.training import metrics
 from modeling_gptlite.training.metrics import (
-    LOGITS,
     bits_per_character,
     evaluate_loss,
     mean_loss,
@@ -111,82 +107,3 @@ def test_perplexity_is_e_to_the_loss(loss, expected):
 )
 def test_bits_per_character_spreads_the_bits_of_the_tokens_over_the_characters(loss, tokens, characters, expected):
     assert bits_per_character(loss, tokens, characters) == pytest.approx(expected)
-
-
-# ---- Large vocabularies --------------------------------------------------------------------------------------------
-
-VOCAB = 50_000
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.5,
-}
-PLAIN = ["gptlite", "llama", "gpt2", "qwen3", "gpt_neox", "lora"]
-
-
-def model_of_class(name, vocab_size=VOCAB):
-    torch.manual_seed(0)
-    if name == "gptlite":
-        return opinionated_model(vocab_size=vocab_size, hidden_size=32, max_position_embeddings=64)
-    kind = {"lora": "llama"}.get(name, name)
-    config = AutoConfig.for_model(kind, vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, pad_token_id=0, **SIZES)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if name != "lora":
-        return model
-    peft = pytest.importorskip("peft")
-    lora = peft.LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False)
-    return peft.get_peft_model(model, lora)
-
-
-@pytest.fixture
-def largest(monkeypatch):
-    """The largest number of logits that each layer of a vocabulary's size returned."""
-    sizes, forward = [], torch.nn.functional.linear
-
-    def watched(x, weight, bias=None):
-        output = forward(x, weight, bias)
-        if output.shape[-1] == VOCAB:
-            sizes.append(output.numel())
-        return output
-
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
-    return sizes
-
-
-@torch.no_grad()
-def scores_of_whole_logits(model, windows, batch_size):
-    for start in range(0, len(windows), batch_size):
-        batch = windows.__getitems__(range(start, min(start + batch_size, len(windows))))
-        targets = batch["shift_labels"]
-        log_p = model.eval()(input_ids=batch["input_ids"]).logits.log_softmax(-1)[targets >= 0]
-        targets = targets[targets >= 0]
-        best, guesses = log_p.max(-1)
-        yield -log_p[torch.arange(len(targets)), targets], best.exp(), guesses.eq(targets)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_the_logits_of_a_large_vocabulary_are_never_whole(name, largest):
-    model, ids = model_of_class(name), np.random.default_rng(0).integers(VOCAB, size=450).astype(np.uint16)
-    windows = EvaluationWindows(ids, 64)
-    expected = [torch.cat(values) for values in zip(*scores_of_whole_logits(model, windows, 4), strict=True)]
-    largest.clear()
-    loss, scores = evaluate_loss(model, windows), score_tokens(model, windows)
-    assert max(largest) <= LOGITS < 449 * VOCAB
-    assert loss == pytest.approx(expected[0].double().mean().item(), rel=1e-6)
-    for values, whole in zip((scores.losses, scores.confidences, scores.hits), expected, strict=True):
-        assert values == pytest.approx(whole.numpy(), rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
-def test_a_class_that_changes_its_logits_is_evaluated_by_its_own_forward_pass(name, monkeypatch):
-    monkeypatch.setattr(metrics, "LOGITS", 500)
-    monkeypatch.setitem(SIZES, "logits_scaling", 8.0)  # Granite's; the others have a scale or a cap by default
-    model, windows = model_of_class(name, 65), EvaluationWindows(some_ids(100), CONTEXT)
-    losses = torch.cat([losses for losses, *_ in scores_of_whole_logits(model, windows, 3)])
-    assert metrics.plain_head(model) is None
-    assert evaluate_loss(model, windows) == pytest.approx(losses.mean().item(), rel=1e-6)

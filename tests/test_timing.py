@@ -81,7 +81,7 @@ def test_steps_are_those_of_the_trainer(tmp_path):
     settings = {"gradient_accumulation_steps": 2, "optimizer": "muon", "lr_scheduler_type": "constant"}
     trainer = trainer_for(models[0], tmp_path, 4, **settings)
     data = RunData(trainer.train_dataset, trainer.eval_dataset, 4, "\n", {})
-    steps = timing._Steps(models[1], timing._optimizer(models[1], trainer.args), trainer.args, data)
+    steps = timing._Steps(models[1], None, timing._optimizer(models[1], trainer.args), trainer.args, data)
     for _ in range(4):
         steps.take(None)
     trainer.train()

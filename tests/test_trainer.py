@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from modeling_gptlite.data.windows import EvaluationWindows
-from modeling_gptlite.training import metrics
+from modeling_gptlite.training import head
 from modeling_gptlite.training.metrics import evaluate_loss
 
 
@@ -109,7 +109,7 @@ def test_the_trainers_evaluation_holds_few_logits_in_its_own_precision(precision
         return logits
 
     monkeypatch.setattr(trainer.model.lm_head, "forward", watched)
-    monkeypatch.setattr(metrics, "LOGITS", 3000)
+    monkeypatch.setattr(head, "LOGITS", 3000)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
     assert max(seen)[0] <= 3000
     assert {kind for _, kind in seen} == {dtype}

@@ -19,8 +19,9 @@ from transformers import Trainer
 
 from ..data.encode import RunData
 from .arguments import CausalLMTrainingArguments
-from .hardware import training_attention
-from .metrics import evaluate_loss, smoothed_loss
+from .hardware import keep_freed_memory, training_attention
+from .head import TrainingLoss, training_loss
+from .metrics import evaluate_loss
 from .trainer import optimizers_of
 
 
@@ -74,6 +75,7 @@ def time_run(
         sample: Generates a number of tokens with a model.
         sample_lengths: Tokens of the sample at each evaluation, and of the last one.
     """
+    keep_freed_memory()
     began = now()
     model = build().to(args.device)
     building = now() - began
@@ -82,7 +84,7 @@ def time_run(
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):  # renamed in transformers 5.23
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     trained = _wrap(model, args)
-    steps = _Steps(trained, _optimizer(model, args), args, data)
+    steps = _Steps(trained, training_loss(model, args), _optimizer(model, args), args, data)
     first_short, short_step = steps.time(args.short_context) if args.short_context else (0.0, 0.0)
     first, step = steps.time(None)
     with _autocast(args):
@@ -112,9 +114,15 @@ def time_run(
 class _Steps:
     """Optimizer steps on the first windows of a run, as the Trainer takes them."""
 
-    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, args: CausalLMTrainingArguments, data: RunData):
-        self.model, self.optimizer, self.args, self.data = model.train(), optimizer, args, data
-        self.loss = smoothed_loss(args.label_smoothing_factor) if args.label_smoothing_factor else None
+    def __init__(
+        self,
+        model: Any,
+        loss: TrainingLoss | None,
+        optimizer: torch.optim.Optimizer,
+        args: CausalLMTrainingArguments,
+        data: RunData,
+    ):
+        self.model, self.loss, self.optimizer, self.args, self.data = model.train(), loss, optimizer, args, data
         self.taken = 0
 
     def time(self, short_context: int | None) -> tuple[float, float]:
@@ -137,13 +145,17 @@ class _Steps:
             self.taken += 1
             if short_context:
                 inputs = {name: tensor.reshape(-1, short_context) for name, tensor in inputs.items()}
-            with _autocast(self.args):
-                outputs = self.model(**inputs)
-                loss = self.loss(outputs, inputs["labels"]) if self.loss else outputs.loss
-            (loss / self.args.gradient_accumulation_steps).backward()
+            (self.loss_of(inputs) / self.args.gradient_accumulation_steps).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
         self.optimizer.step()
         self.model.zero_grad()
+
+    def loss_of(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        with _autocast(self.args):
+            if self.loss is None:
+                return self.model(**inputs).loss
+            with self.loss.headless():
+                return self.loss(self.model(input_ids=inputs["input_ids"]), inputs["labels"])
 
     def finished(self) -> float:
         """The time at which the device has done everything that was asked of it."""

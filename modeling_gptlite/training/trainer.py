@@ -28,8 +28,9 @@ from ..loading import accept_older_transformers
 from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
-from .hardware import training_attention
-from .metrics import by_token, mean_loss, plain_head, smoothed_loss, token_losses, window_losses
+from .hardware import keep_freed_memory, training_attention
+from .head import TrainingLoss, by_token, plain_head, training_loss
+from .metrics import mean_loss, token_losses, window_losses
 from .optim import build_adamw, build_muon, warm_up_momentum
 
 
@@ -42,7 +43,8 @@ class CausalLMTrainer(Trainer):
     * Optimizers: AdamW that decays matrices only, or Muon for the hidden matrices (`optimizers_of`).
     * Training: the fastest attention for the hardware (`train`); early windows in pieces (`training_step`), and early
       momentum low (`_WarmUpMomentum`).
-    * Loss: label smoothing of labels that are shifted already (`__init__`); one that is not finite ends training.
+    * Loss: label smoothing of labels that are shifted already, the logits of a large vocabulary in chunks
+      (`compute_loss`); a loss that is not finite ends training.
     * Evaluation: the mean loss over every target of the split (`evaluation_loop`).
     * Checkpoints: complete or absent, with a manifest (`_save_checkpoint`); the best one is checked before it is loaded
       (`_load_best_model`); no pickled arguments beside the weights (`save_model`); one process to an output folder.
@@ -77,8 +79,6 @@ class CausalLMTrainer(Trainer):
         self._saving_in: str | None = None
         self._use_cache = model.config.use_cache
         kwargs.setdefault("data_collator", whole_batch)
-        if args.label_smoothing_factor:
-            kwargs.setdefault("compute_loss_func", smoothed_loss(args.label_smoothing_factor))
         super().__init__(model, args.without_push(), optimizer_cls_and_kwargs=optimizers_of(args), **kwargs)
         if self.pushes:
             with hub_errors(args.hub_model_id or str(args.output_dir)):
@@ -97,9 +97,13 @@ class CausalLMTrainer(Trainer):
             CheckpointError: Another process trains in the output folder.
         """
         self.began = time.time()
+        keep_freed_memory()
         own_attention = self.model.config._attn_implementation
         if faster := training_attention(self.args, getattr(self.train_dataset, "context", math.inf)):
             self.model.set_attn_implementation(faster)
+        if self.compute_loss_func is None:
+            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            self.compute_loss_func = training_loss(self.model, self.args, is_sharded)
         try:
             with self.checkpoints.locked() if self.args.should_save else contextlib.nullcontext():
                 return super().train(*args, **kwargs)
@@ -113,6 +117,15 @@ class CausalLMTrainer(Trainer):
         if short and self.state.global_step < self.args.short_context_fraction * self.state.max_steps:
             inputs = {name: tensor.reshape(-1, short) for name, tensor in inputs.items()}
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """As for `Trainer`; a `TrainingLoss` gets the targets instead of the model."""
+        loss = self.compute_loss_func
+        if not isinstance(loss, TrainingLoss):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs = {name: tensor for name, tensor in inputs.items() if name != "shift_labels"}
+        with loss.headless():
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader, description, *_, metric_key_prefix="eval", **__) -> EvalLoopOutput:
         """Mean loss per target over all windows. (The Trainer's mean of batch means overweights the last batch.)"""
