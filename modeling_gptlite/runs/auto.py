@@ -17,11 +17,12 @@ from typing import Any
 from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
+from . import tuning
 from .recipes import override
 from .settings import defaults
 
 
-AUTO = "auto"
+AUTO, TUNED = "auto", "tuned"  # what was chosen, in the record of a run: a size; how to fine-tune
 MOST_STEPS = 10**9
 
 
@@ -33,11 +34,13 @@ class Facts:
         train_tokens: Tokens of the training split.
         divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
         steps: Number of optimizer steps, if the settings determine it.
+        base: The pretrained model whose fine-tuning is chosen here; None if the settings and their defaults say it all.
     """
 
     train_tokens: int
     divides: bool = True
     steps: int | None = None
+    base: tuning.Base | None = None
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,22 @@ def check(settings: Mapping[str, Any]) -> None:
 
 
 def resolve(
-    settings: Mapping[str, Any], facts: Facts, measure: Measure, elapsed: Callable[[], float] = lambda: 0.0
+    settings: Mapping[str, Any],
+    facts: Facts,
+    measure: Measure,
+    elapsed: Callable[[], float] = lambda: 0.0,
+    memory: tuning.Memory = lambda settings: (0, 0),
 ) -> Resolved:
-    """Decide what the settings leave open: the size of the model, compilation, and the steps that fit into the minutes.
+    """Decide what the settings leave open: the size of the model or how to fine-tune it, compilation, the steps.
 
     Args:
         settings: Those that were given, as `read` returns them.
         measure: Returns what a run with some settings costs. It is called once for each that comes into question.
         elapsed: Returns the seconds since the run began, which includes what `measure` took.
+        memory: Returns the bytes that a run with some settings needs, and those that are free.
 
     Raises:
-        ArgumentError: There is not enough time for one step.
+        ArgumentError: There is not enough time for one step, or not enough memory.
     """
     measured: dict[str, Costs] = {}
 
@@ -99,16 +107,23 @@ def resolve(
         if facts.steps is not None:
             seconds = facts.steps * step_seconds(costs_of(resolved), resolved)
         resolved["torch_compile"] = compiling_pays(seconds)
+    if facts.base is not None:
+        return tune(resolved, facts, costs_of, elapsed, memory)
     lines = _describe(recorded)
     if "minutes" in settings:
         costs = costs_of(resolved)
         most = most_steps(facts.train_tokens, costs.tokens_per_step) if AUTO in recorded else MOST_STEPS
         resolved |= (fitted := fit(costs, resolved, most, elapsed()))
         recorded["seconds_per_step"] = step_seconds(costs, resolved)
-        why = ", because more would not help with so little text" if fitted["max_steps"] == most else ""
-        minutes = f"{settings['minutes']:g} minute" + ("s" if settings["minutes"] != 1 else "")
-        lines += (f"{minutes}: {fitted['max_steps']:,} steps of {1000 * recorded['seconds_per_step']:.1f} ms{why}",)
+        lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], fitted["max_steps"] == most),)
     return Resolved(resolved, recorded, lines)
+
+
+def _time(settings: Mapping[str, Any], steps: int, seconds: float, is_limited: bool) -> str:
+    why = ", because more would not help with so little text" if is_limited else ""
+    each = f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+    minutes = f"{settings['minutes']:g} minute" + ("s" if settings["minutes"] != 1 else "")
+    return f"{minutes}: {steps:,} steps of {each}{why}"
 
 
 def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
@@ -118,7 +133,8 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
         run: What the checkpoint's manifest says about its run. `check_same_run` finds out whether it is the same.
     """
     resolved = dict(settings)
-    recorded = {name: run[name] for name in (AUTO, "seconds_per_step") if name in run}
+    recorded = {name: run[name] for name in (AUTO, TUNED, "seconds_per_step", "limited_by_text") if name in run}
+    resolved |= {name: value for name, value in recorded.get(TUNED, {}).items() if name not in settings}
     if chooses_size(settings):
         resolved = apply(run.get(AUTO, {}), settings)
     if resolved.get("torch_compile") == AUTO:
@@ -135,7 +151,8 @@ def budget(resolved: Resolved, steps: int, train_tokens: int, tokens_per_step: i
     return {
         "minutes": resolved.settings["minutes"],
         "seconds_per_step": resolved.recorded["seconds_per_step"],
-        "limited_by_text": AUTO in resolved.recorded and steps == most_steps(train_tokens, tokens_per_step),
+        "limited_by_text": resolved.recorded.get("limited_by_text", False)
+        or (AUTO in resolved.recorded and steps == most_steps(train_tokens, tokens_per_step)),
     }
 
 
@@ -266,6 +283,50 @@ def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
         own = json.loads(settings.get("model_overrides", "{}"))
         applied["model_overrides"] = json.dumps({**chosen["model_overrides"], **own})
     return {**settings, **applied}
+
+
+# ---- A pretrained model --------------------------------------------------------------------------------------------
+
+
+def tune(
+    settings: Mapping[str, Any], facts: Facts, measure: Measure, elapsed: Callable[[], float], memory: tuning.Memory
+) -> Resolved:
+    """Decide how to fine-tune a pretrained model, as `resolve` does."""
+    assert facts.base is not None
+    chosen = tuning.tune(settings, facts.base, facts.train_tokens, memory)
+    tuned: dict[str, Any] = {**settings, **chosen}
+    batch = tuned["per_device_train_batch_size"] * tuned["context_length"]
+    passes = tuning.PASSES * facts.train_tokens / batch  # in steps of one batch
+    recorded: dict[str, Any] = {}
+    if "minutes" in settings:
+        costs = measure(tuned)
+        seconds = (1 - RESERVE) * 60 * settings["minutes"] - elapsed() - costs.start - costs.finish
+        each = costs.evaluation + costs.checkpoint
+        evaluations = max(1, min(tuning.EVALUATIONS, int(EVALUATION_SHARE * seconds / each)))
+        if costs.evaluation > EVALUATION_SHARE / 2 * seconds and "eval_on_start" in chosen:
+            chosen["eval_on_start"] = False
+        seconds -= evaluations * each + chosen.get("eval_on_start", False) * costs.evaluation
+        if seconds < costs.step:
+            missing = (costs.step - seconds) / (1 - RESERVE) / 60
+            raise ArgumentError(
+                f"--minutes {settings['minutes']:g} is too short: loading, evaluation and one step take "
+                f"{settings['minutes'] + missing:.1f} minutes"
+            )
+        steps = min(seconds / costs.step, passes)
+        recorded["limited_by_text"] = steps == passes
+    else:
+        costs, steps, evaluations = None, passes, tuning.EVALUATIONS
+    if not settings.keys() & {"max_steps", "num_train_epochs"}:
+        chosen["gradient_accumulation_steps"] = accumulated = tuning.spread(settings, tuned, steps)
+        fitted = tuning.intervals(int(steps / accumulated), evaluations)
+        chosen |= {name: value for name, value in fitted.items() if name not in settings}
+    resolved = {**chosen, **settings}
+    lines: tuple[str, ...] = (tuning.describe(resolved, chosen),)
+    if costs is not None:
+        recorded["seconds_per_step"] = costs.step * chosen["gradient_accumulation_steps"]
+        is_limited = recorded["limited_by_text"]
+        lines += (_time(settings, chosen["max_steps"], recorded["seconds_per_step"], is_limited),)
+    return Resolved(resolved, {TUNED: chosen, **recorded}, lines)
 
 
 # ---- The number of steps -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -24,6 +25,7 @@ from ..errors import UserError
 from ..loading import LOADING_ERRORS, check_pretrained, load_config, load_model, load_tokenizer, quiet_transformers
 from ..loading import reason as reason_of
 from .settings import Arguments, ModelArguments
+from .tuning import LARGE, Base
 
 
 BUILT_TOKENIZERS = ("char", "bpe", "word")  # built from the text
@@ -118,12 +120,30 @@ def build_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, added:
     if not model._keys_to_ignore_on_save:
         # Tied weights are saved under one name; the Trainer would report the other as missing from the best checkpoint.
         model._keys_to_ignore_on_save = set(model.all_tied_weights_keys)
+    if args.freeze_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
     return model if args.lora_r is None else add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout)
 
 
 def model_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """The configuration that `build_model` will use; weights are neither loaded nor initialized."""
     return load_config(args.model_name_or_path) if args.model_name_or_path else build_config(args, tokenizer)
+
+
+def pretrained_base(args: ModelArguments, added: int) -> Base | None:
+    """The base of a run that has its fine-tuning chosen (`auto`); None for a new model, or a small one of this package.
+
+    Args:
+        added: Characters of the text that joined its vocabulary.
+    """
+    if args.model_name_or_path is None:
+        return None
+    config = load_config(args.model_name_or_path)
+    if config.model_type == "gptlite":
+        with torch.device("meta"):
+            if GPTLiteForCausalLM(config).num_parameters() < LARGE:
+                return None
+    return Base(getattr(config.get_text_config(), "max_position_embeddings", None), added)
 
 
 def build_config(args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> GPTLiteConfig:

@@ -161,10 +161,17 @@ def make_record(
         seconds: Of training.
     """
     data = facts["data"]
+
+    def per_character(loss: float) -> float:
+        return bits_per_character(loss, data["validation_targets"], data["validation_characters"])
+
+    evaluated = (row for row in state.log_history if "eval_loss" in row)
+    before = next((row["eval_loss"] for row in evaluated if row["step"] == 0), None)
     results = {
         "loss": loss,
         "perplexity": perplexity(loss),
-        "bits_per_character": bits_per_character(loss, data["validation_targets"], data["validation_characters"]),
+        "bits_per_character": per_character(loss),
+        **({} if before is None else {"loss_before": before, "bits_per_character_before": per_character(before)}),
         "best_step": step,
         "steps": state.global_step,
         "train_seconds": seconds,
@@ -176,9 +183,13 @@ def make_record(
 def summary(record: dict[str, Any]) -> str:
     """The result of a finished run in one line."""
     results = record["results"]
+    bits = f"{results['bits_per_character']:.3f} bits per character,"
+    if "bits_per_character_before" in results:
+        before, after = results["bits_per_character_before"], results["bits_per_character"]
+        bits = f"bits per character {before:.3f} before, {after:.3f}"
     return (
-        f"validation loss {results['loss']:.4f} nats per token, "
-        f"{results['bits_per_character']:.3f} bits per character, after {results['train_seconds']:.0f} s of training"
+        f"validation loss {results['loss']:.4f} nats per token, {bits} "
+        f"after {results['train_seconds']:.0f} s of training"
     )
 
 

@@ -141,15 +141,16 @@ class Run:
     def _finish(self, model: PreTrainedModel) -> dict[str, Any]:
         """Evaluate and sample the trained model, save it with its record, card and plot, publish it if asked."""
         trainer, training, state = self.trainer, self.args.training, self.trainer.state
-        loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)
-        check_finite(loss, state.global_step, "validation loss")
+        step = (state.best_global_step if training.load_best_model_at_end else None) or state.global_step
+        loss = self._loss(model, step)
+        if self.facts["lora_merged"]:
+            trainer.model = model = model.merge_and_unload()  # type: ignore[operator]  # a PeftModel
         model.generation_config = sampling_defaults(self.tokenizer, stops="examples" in self.facts["data"])
         text, length = "", self.args.data.sample_length
         if length:
             ends = model.generation_config.eos_token_id
             text = sample(model, self.tokenizer, self.facts["prompt"], length, training.seed, ends)
-        step = state.best_global_step if training.load_best_model_at_end else None
-        record = self._record(step or state.global_step, loss, text)
+        record = self._record(step, loss, text)
         with trainer.checkpoints.disk_errors("the finished model"):
             self._save(model, record)
         self.log(f"\n{text}\n")
@@ -160,6 +161,19 @@ class Run:
             commit = trainer.push_to_hub("End of training", card=render_card(record, str(trainer.hub_model_id)))
             self.log(f"pushed to {getattr(commit, 'repo_url', trainer.hub_model_id)}")
         return record
+
+    def _loss(self, model: PreTrainedModel, step: int) -> float:
+        """The validation loss of the weights of `step`.
+
+        With `eval_on_start` it is the one that training measured: in the same precision as the one before training.
+        """
+        state, training = self.trainer.state, self.args.training
+        losses = {row["step"]: row["eval_loss"] for row in state.log_history if "eval_loss" in row}
+        if training.eval_on_start and step in losses:
+            return losses[step]
+        loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)
+        check_finite(loss, state.global_step, "validation loss")
+        return loss
 
     def _save(self, model: PreTrainedModel, record: dict[str, Any]) -> None:
         folder, log_history = Path(self.args.training.output_dir), record["log_history"]

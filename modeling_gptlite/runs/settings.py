@@ -46,6 +46,10 @@ class ModelArguments:
         },
     )
     vocab_size: int = field(default=1024, metadata={"help": "Tokens in a bpe or word vocabulary."})
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Do not train the embeddings of a saved model, nor a head that is tied to them."},
+    )
     lora_r: int | None = field(
         default=None,
         metadata={"help": "Rank of the LoRA matrices to train next to the weights of a saved model, which are frozen."},
@@ -68,6 +72,8 @@ class ModelArguments:
         check(self, rules, ArgumentError)
         if self.lora_r is not None and self.model_name_or_path is None:
             raise ArgumentError("--lora_r needs --model_name_or_path: LoRA fine-tunes a saved model")
+        if self.freeze_embeddings and self.model_name_or_path is None:
+            raise ArgumentError("--freeze_embeddings needs --model_name_or_path: new embeddings must be trained")
 
 
 @dataclass

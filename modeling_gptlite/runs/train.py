@@ -15,10 +15,19 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ..data.encode import EncodedExamples, EncodedText, RunData, encode
 from ..data.sources import open_source
 from ..training.callbacks import say
+from ..training.memory import free_memory, training_memory
 from ..training.timing import Costs, time_run
 from . import auto
 from .card import describe_model
-from .model import ModelError, build_model, check_model, context_length, load_or_build_tokenizer, model_config
+from .model import (
+    ModelError,
+    build_model,
+    check_model,
+    context_length,
+    load_or_build_tokenizer,
+    model_config,
+    pretrained_base,
+)
 from .recipes import find_recipe, override, read_recipe
 from .record import run_facts
 from .resume import check_output_dir, check_same_run, find_checkpoint, identify, recorded_run
@@ -80,8 +89,9 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
         resolved = auto.resume(settings, recorded_run(checkpoint))
     else:
         measure = Measure(text, tokenizer, added, began)
-        known = auto.Facts(text.train_tokens, text.divides, count_steps(settings, text, tokenizer))
-        resolved = auto.resolve(settings, known, measure, measure.elapsed)
+        steps, base = count_steps(settings, text, tokenizer), pretrained_base(asked.model, added)
+        known = auto.Facts(text.train_tokens, text.divides, steps, base)
+        resolved = auto.resolve(settings, known, measure, measure.elapsed, measure.memory)
     for line in resolved.lines:
         log(line)
 
@@ -95,6 +105,7 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     check_same_run(checkpoint, identity, log)
     budget = auto.budget(resolved, args.training.max_steps, text.train_tokens, data.tokens_per_step)
     facts = run_facts(given, budget, args, data, model)
+    facts["lora_merged"] = "lora_r" in resolved.recorded.get(auto.TUNED, {})  # the user did not ask for an adapter
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
     return Run(model, tokenizer, args, data, facts, identity, checkpoint, log)
 
@@ -143,7 +154,16 @@ class Measure:
             data,
             lambda model, tokens: sample(model, self.tokenizer, data.prompt, tokens, args.training.seed),
             (args.data.eval_sample_length, args.data.sample_length),
+            evaluates_again=not args.training.eval_on_start,
         )
+
+    def memory(self, settings: Mapping[str, Any]) -> tuple[int, int]:
+        """Bytes that a run needs, as it is predicted, and those that are free."""
+        args = parse(settings)
+        config = model_config(args.model, self.tokenizer)
+        context = context_length(config, args.data.context_length)
+        needed = training_memory(config, args.training, context, args.model.lora_r, args.model.freeze_embeddings)
+        return needed, free_memory(args.training.device)
 
     def elapsed(self) -> float:
         """As the main process counts them."""

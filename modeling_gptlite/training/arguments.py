@@ -233,10 +233,13 @@ class CausalLMTrainingArguments(_FixedArguments):
         if torch.cuda.is_available() and not args.use_cpu and args.accelerator_config is None:
             args.accelerator_config = {"non_blocking": True}  # else each copied batch waits for the step before it
 
-    def without_push(self) -> "CausalLMTrainingArguments":
-        """A copy with which the Trainer's own upload is off: it includes the pickled arguments, with the token."""
+    def for_trainer(self) -> "CausalLMTrainingArguments":
+        """A copy without what the Trainer would do in another way than `CausalLMTrainer`.
+
+        Its own upload includes the pickled arguments, with the token; it evaluates each resumed run at the start.
+        """
         copied = copy.copy(self)
-        copied.push_to_hub = False
+        copied.push_to_hub = copied.eval_on_start = False
         return copied
 
 

@@ -120,7 +120,7 @@ class Samples(TrainerCallback):
             self._add(args, state, model)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        if state.is_world_process_zero:
+        if state.global_step and state.is_world_process_zero:
             self._add(args, state, model)
 
     def _add(self, args, state, model):

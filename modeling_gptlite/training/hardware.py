@@ -108,10 +108,22 @@ def keep_freed_memory() -> None:
     Otherwise it returns large blocks to the system, and the page faults of getting them again take 18 % of a step with
     135 million parameters.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and not torch.accelerator.is_available():
+    if mallopt := _from_glibc("mallopt"):
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back_memory() -> None:
+    """Return to the system what `keep_freed_memory` kept."""
+    if malloc_trim := _from_glibc("malloc_trim"):
+        malloc_trim(0)
+
+
+def _from_glibc(name: str) -> Any:
+    """A function of glibc; None with another library, or where an accelerator computes."""
+    if sys.platform != "linux" or torch.accelerator.is_available():
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def compiling_pays(seconds: float) -> bool:

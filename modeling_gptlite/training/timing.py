@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from ..data.encode import RunData
 from .arguments import CausalLMTrainingArguments
-from .hardware import keep_freed_memory, training_attention
+from .hardware import give_back_memory, keep_freed_memory, training_attention
 from .head import TrainingLoss, training_loss
 from .metrics import evaluate_loss
 from .trainer import optimizers_of
@@ -65,6 +65,7 @@ def time_run(
     data: RunData,
     sample: Callable[[Any, int], Any],
     sample_lengths: tuple[int, int],
+    evaluates_again: bool = True,
 ) -> Costs:
     """Train a model for some steps, evaluate one batch and write a short sample, each timed. Nothing is saved.
 
@@ -74,6 +75,7 @@ def time_run(
         build: Returns the model. It is trained here, and dropped.
         sample: Generates a number of tokens with a model.
         sample_lengths: Tokens of the sample at each evaluation, and of the last one.
+        evaluates_again: The finished model is evaluated in full precision.
     """
     keep_freed_memory()
     began = now()
@@ -91,7 +93,7 @@ def time_run(
         evaluated = trained if args.world_size == 1 else model  # each process evaluates its part
         first_evaluation, evaluation = _time_evaluation(evaluated, args, data)
         sampling = _time_sample(model, sample, sample_lengths[0])
-    _, last_evaluation = _time_evaluation(model, args, data)
+    last_evaluation = _time_evaluation(model, args, data)[1] if evaluates_again else 0.0
     last_sampling = _time_sample(model, sample, sample_lengths[1])
     batches = math.ceil(len(data.validation) / args.per_device_eval_batch_size)
     trained_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -107,6 +109,7 @@ def time_run(
     )
     del steps, trained, model
     gc.collect()
+    give_back_memory()
     (costs,) = broadcast_object_list([costs])
     return costs
 
@@ -132,7 +135,11 @@ class _Steps:
         first = self.finished() - began
         minutes = math.inf if self.args.minutes is None else self.args.minutes
         seconds, count = min(MOST_SECONDS, SHARE * 60 * minutes), 0
-        while count < LEAST_STEPS or not self.all_agree(now() - began - first >= seconds):
+        while (
+            count < 1
+            or (count < LEAST_STEPS and now() - began < MOST_SECONDS)
+            or not self.all_agree(now() - began - first >= seconds)
+        ):
             self.take(short_context)
             count += 1
         return first, (self.finished() - began - first) / count

@@ -28,7 +28,7 @@ from ..loading import accept_older_transformers
 from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
-from .hardware import keep_freed_memory, training_attention
+from .hardware import give_back_memory, keep_freed_memory, training_attention
 from .head import TrainingLoss, by_token, plain_head, training_loss
 from .metrics import mean_loss, token_losses, window_losses
 from .optim import build_adamw, build_muon, warm_up_momentum
@@ -45,7 +45,8 @@ class CausalLMTrainer(Trainer):
       momentum low (`_WarmUpMomentum`).
     * Loss: label smoothing of labels that are shifted already, the logits of a large vocabulary in chunks
       (`compute_loss`); a loss that is not finite ends training.
-    * Evaluation: the mean loss over every target of the split (`evaluation_loop`).
+    * Evaluation: the mean loss over every target of the split (`evaluation_loop`); with `eval_on_start` also before the
+      first step, and not again when a run is resumed.
     * Checkpoints: complete or absent, with a manifest (`_save_checkpoint`); the best one is checked before it is loaded
       (`_load_best_model`); no pickled arguments beside the weights (`save_model`); one process to an output folder.
     * Hub: what `hub.PUBLISHED` lists, in one commit (`push_to_hub`). The Trainer's own upload is switched off.
@@ -79,11 +80,13 @@ class CausalLMTrainer(Trainer):
         self._saving_in: str | None = None
         self._use_cache = model.config.use_cache
         kwargs.setdefault("data_collator", whole_batch)
-        super().__init__(model, args.without_push(), optimizer_cls_and_kwargs=optimizers_of(args), **kwargs)
+        super().__init__(model, args.for_trainer(), optimizer_cls_and_kwargs=optimizers_of(args), **kwargs)
         if self.pushes:
             with hub_errors(args.hub_model_id or str(args.output_dir)):
                 self.init_hf_repo()
         self.add_callback(_RelocateBest(self.checkpoints))
+        if args.eval_on_start:
+            self.add_callback(_EvaluateFirst(self))
         self.add_callback(StopOnDivergence)
         if args.muon_momentum_warmup:
             self.add_callback(_WarmUpMomentum)
@@ -172,6 +175,7 @@ class CausalLMTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """As for `Trainer`, if the checkpoint is not damaged."""
+        give_back_memory()  # of the steps; the weights are read into new memory
         self.checkpoints.best(self.state.best_global_step)
         super()._load_best_model()
 
@@ -293,6 +297,17 @@ class _RelocateBest(TrainerCallback):
         best = self.checkpoints.folder(state.best_global_step or 0)
         if best.is_dir():
             state.best_model_checkpoint = str(best)
+
+
+class _EvaluateFirst(TrainerCallback):
+    """`eval_on_start`, once: the Trainer's own evaluates a resumed run again."""
+
+    def __init__(self, trainer: CausalLMTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.trainer.evaluate()
 
 
 class _WarmUpMomentum(TrainerCallback):

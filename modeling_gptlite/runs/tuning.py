@@ -1,0 +1,134 @@
+"""How to fine-tune a pretrained model: context, batch, rates and passes for a text, a time and a memory.
+
+chosen = tune({"model_name_or_path": "HuggingFaceTB/SmolLM2-135M"}, Base(longest=8192), 305_111, memory)
+print(chosen)  # {"context_length": 1024, "learning_rate": 0.0001, ...}
+
+`benchmarks/tuning.md` says how the values were found.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..training.arguments import ArgumentError
+from .settings import defaults
+
+
+LARGE = 20_000_000  # parameters; a smaller model of this package trains with the defaults of `gptlite train`
+
+CONTEXT = 768  # tokens; a longer window lowers the loss, and takes more time and memory: 4 GB with 135M parameters
+TOKENS_PER_STEP, MOST_TOKENS_PER_STEP = 1024, 8192
+STEPS = 200  # if there is time and text for more, steps get larger first
+PASSES = 2.0  # over the text; in more, it is memorized
+RATE, LORA_RATE, LORA_RANK = 1e-4, 1e-3, 16
+EVALUATIONS = 4
+WARMUP = 0.05  # of the steps
+COMMON: dict[str, Any] = {
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "eval_on_start": True,
+    "per_device_eval_batch_size": 4,
+    "logging_steps": 1,
+    "eval_sample_length": 32,
+    "sample_length": 200,
+}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in defaults() else "gradient_checkpointing"
+
+Memory = Callable[[Mapping[str, Any]], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model.
+
+    Attributes:
+        longest: Tokens of its context; None if there is no limit.
+        new_tokens: Characters of the text that joined its vocabulary.
+    """
+
+    longest: int | None
+    new_tokens: int = 0
+
+
+def tune(settings: Mapping[str, Any], base: Base, train_tokens: int, memory: Memory) -> dict[str, Any]:
+    """The settings that a run leaves open, but for the number of steps.
+
+    All weights except the embeddings are trained if there is memory for it, else LoRA matrices; with activations that
+    are computed twice if it must be, in shorter windows if not even that is enough.
+
+    Args:
+        memory: Returns the bytes that a run with some settings needs, and those that are free.
+
+    Raises:
+        ArgumentError: There is not enough memory.
+    """
+    needed = free = 0
+    for option in _options(settings, base, train_tokens):
+        needed, free = memory({**option, **settings})
+        if needed <= free:
+            return {name: value for name, value in option.items() if name not in settings}
+    raise ArgumentError(
+        f"training needs at least {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: close other "
+        "programs, or give a smaller model with --model_name_or_path"
+    )
+
+
+def _options(settings: Mapping[str, Any], base: Base, train_tokens: int) -> Iterator[dict[str, Any]]:
+    """Ways to train, the best one first; the last one needs the least memory."""
+    context = min(CONTEXT, base.longest or CONTEXT)
+    while context > 32 and 10 * context > train_tokens:  # the validation split has a ninth of the tokens
+        context //= 2
+    contexts = [settings["context_length"]] if "context_length" in settings else [context, context // 2, context // 4]
+    full: dict[str, Any] = {"learning_rate": RATE, "freeze_embeddings": not base.new_tokens}
+    lora: dict[str, Any] = {"learning_rate": LORA_RATE, "lora_r": LORA_RANK}
+    ways = [lora] if "lora_r" in settings else [full, lora]
+    for way, length, twice in itertools.product(ways, contexts, (False, True)):
+        windows = max(1, TOKENS_PER_STEP // contexts[0])
+        batch = {"context_length": length, "per_device_train_batch_size": windows}
+        if not settings.keys().isdisjoint({"gradient_checkpointing", "activation_checkpointing"}):
+            yield {**COMMON, **way, **batch}
+        else:
+            yield {**COMMON, **way, **batch, CHECKPOINTING: twice}
+
+
+def spread(settings: Mapping[str, Any], chosen: Mapping[str, Any], steps: float) -> int:
+    """How many batches to accumulate, where there is time and text for `steps` steps of one batch.
+
+    Few steps of few tokens learn more than fewer steps of more; with many, less noise is worth more.
+    """
+    if "gradient_accumulation_steps" in settings:
+        return settings["gradient_accumulation_steps"]
+    tokens = chosen["per_device_train_batch_size"] * chosen["context_length"]
+    return max(1, min(int(steps / STEPS), MOST_TOKENS_PER_STEP // tokens))
+
+
+def intervals(steps: int, evaluations: int) -> dict[str, int]:
+    """The numbers of steps of a run of about `steps` steps whose last one is evaluated and saved."""
+    every = max(1, steps // max(1, evaluations))
+    whole = max(every, steps - steps % every)
+    return {
+        "max_steps": whole,
+        "warmup_steps": math.ceil(WARMUP * whole),
+        "eval_steps": every,
+        "save_steps": every,
+    }
+
+
+def describe(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """What was chosen and why, in one line."""
+    rank = settings.get("lora_r")
+    way = "all weights" if rank is None else f"LoRA of rank {rank}"
+    if settings.get("freeze_embeddings"):
+        way = "all weights but the embeddings"
+    if "lora_r" in chosen:
+        way += ", because there is too little memory to train all weights"
+    if settings.get(CHECKPOINTING):
+        way += ", with activations computed twice to save memory"
+    windows = settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
+    return (
+        f"fine-tuning {way}: {windows} x {settings['context_length']} tokens per step, "
+        f"peak learning rate {settings['learning_rate']:g}"
+    )
