@@ -71,6 +71,7 @@ SLOW = {
     "test_hub.py::test_pushes_during_training_load_and_carry_the_card",
     "test_hub.py::test_the_models_own_push_to_hub_publishes_what_loads",
     "test_hub.py::test_without_trust_the_flag_is_named",
+    "test_jobs.py::test_a_job_reads_a_text_by_its_address_and_pushes_checkpoints_and_the_model",
     "test_lora.py",
     "test_model.py::test_attention_implementations_agree",
     "test_model.py::test_compiled_attention_is_causal_without_a_mask",

@@ -50,6 +50,16 @@ def test_a_model_tuned_from_the_hub_names_its_base_and_carries_its_own_code(trai
     assert {"configuration_gptlite.py", "modeling_gptlite.py"} <= files.keys()
 
 
+@pytest.mark.parametrize("space", ["trackio_space_id", "trackio_static_space_id"])
+@pytest.mark.parametrize("report_to", ["trackio", ["tensorboard", "trackio"]])
+def test_the_card_links_the_dashboard_that_the_run_reported_to(report_to, space, trained):
+    record, link = read_run(trained), "[Trackio](https://huggingface.co/spaces/ada/board)"
+    record["arguments"] |= {"report_to": report_to, space: "ada/board"}
+    assert f"| dashboard | {link} |\n| time |" in render_card(record, REPO)
+    assert link not in render_card({**record, "arguments": {**record["arguments"], "report_to": "none"}}, REPO)
+    assert "dashboard" not in render_card({**record, "arguments": {"report_to": report_to}}, REPO)
+
+
 def test_the_cards_recipe_is_one(trained, tmp_path):
     import yaml
 

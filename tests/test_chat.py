@@ -56,6 +56,11 @@ def said(chat, text: str) -> str:
     return "".join(pieces)
 
 
+def test_a_reply_ends_before_a_stop_text():
+    chat, _, _ = conversation(answers=(["yes", "user:", "more"],), stop=["user:"])
+    assert said(chat, "31 green").strip() == chat.messages[-1]["content"] == "yes"
+
+
 # ---- The history ---------------------------------------------------------------------------------------------------
 
 

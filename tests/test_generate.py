@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,18 +10,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, call, files, load_saved, refused
+from helpers import ROOT, TEXT, call, files, load_saved, refused
 
 from modeling_gptlite.interchange.native import to_qwen3
 from modeling_gptlite.loading import load_for_inference
-from modeling_gptlite.runs.generate import BATCH, ENGINES, GenerationSettings, load_generator, samples, stream
+from modeling_gptlite.runs.generate import (
+    BATCH,
+    ENGINES,
+    GenerationSettings,
+    StopTexts,
+    Streamer,
+    load_generator,
+    samples,
+    stream,
+)
 from scripts import generate
+from tokenization import build_bpe_tokenizer
 
 
 def written(trained, *argv, capsys):
     code, out, err = call(generate.main, f"--model={trained}", *argv, capsys=capsys)
     assert code == 0, err
     return out
+
+
+def printed(trained, *argv, capsys):
+    """The texts that the command prints."""
+    out = written(trained, *argv, capsys=capsys)
+    return [text.removesuffix("\n") for text in re.split(r"\n?--- \d of \d ---\n", out) if text]
 
 
 def test_greedy_text_is_what_the_model_generates(trained, capsys):
@@ -66,6 +83,145 @@ def test_stop_at_eos_is_opt_in(trained, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path)
     stopped = written(tmp_path, "--prompt=12", "--stop_at_eos", "--max_new_tokens=200", "--seed=0", capsys=capsys)
     assert len(stopped) < len(written(tmp_path, "--prompt=12", "--max_new_tokens=200", "--seed=0", capsys=capsys))
+
+
+# ---- What decides on a token, and what ends a text ------------------------------------------------------------------
+
+
+def test_min_p_and_the_repetition_penalty_change_the_text_as_in_transformers(trained, capsys):
+    model, tokenizer = load_for_inference(str(trained))
+    inputs = tokenizer("12 green", return_tensors="pt")
+    for flags in ({"min_p": 0.9}, {"repetition_penalty": 9.0}, {"repetition_penalty": 9.0, "do_sample": False}):
+        torch.manual_seed(3)
+        ids = model.generate(**inputs, max_new_tokens=40, **{"do_sample": True, **flags})
+        argv = ["--greedy" if name == "do_sample" else f"--{name}={value}" for name, value in flags.items()]
+        argv += ["--prompt=12 green", "--seed=3", "--max_new_tokens=40"]
+        expected = tokenizer.decode(ids[0], skip_special_tokens=True)
+        assert (
+            written(trained, *argv, capsys=capsys)
+            == expected + "\n"
+            != written(trained, *[flag for flag in argv if not flag.startswith(("--min", "--rep"))], capsys=capsys)
+        )
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_a_text_ends_before_the_first_stop_text_that_is_not_in_the_prompt(samples, engine, trained, capsys):
+    argv = ["--prompt=12 green", f"--num_samples={samples}", "--seed=3", "--max_new_tokens=120", f"--engine={engine}"]
+    texts = printed(trained, *argv, capsys=capsys)
+    stops = [texts[0][30:32], texts[-1][25:28], "green"]
+    for text, short in zip(texts, printed(trained, *argv, "--stop", *stops, capsys=capsys), strict=True):
+        ends = [text.find(stop, len("12 green")) for stop in stops]
+        assert short == text[: min(end for end in [*ends, len(text)] if end >= 0)]
+
+
+def test_generation_itself_ends_at_a_stop_text(trained):
+    model, tokenizer = load_for_inference(str(trained))
+    settings, steps, forward = GenerationSettings(stop=["e"], greedy=True, max_new_tokens=2000), [], model.forward
+    model.forward = lambda *args, **kwargs: steps.append(1) or forward(*args, **kwargs)
+    next(samples(model, tokenizer, "12 gr", settings, count=1))
+    assert len(steps) < 20
+
+
+def test_a_stop_text_is_found_across_tokens_of_several_characters_and_bytes():
+    tokenizer = build_bpe_tokenizer(TEXT + "€uro", vocab_size=300)
+    pieces = []
+    streamer = Streamer(tokenizer, pieces.append, stop=["€u", "all x"], begin=2)
+    ids = torch.tensor(tokenizer("€u bottles on the wall €€uro bottles").input_ids)
+    for one in ids:  # a prompt would come in one piece
+        streamer.put(one[None])
+    streamer.end()
+    assert "".join(pieces) == "€u bottles on the wall €\n"
+    stops = StopTexts(tokenizer, ["€u"], prompt_tokens=len(tokenizer("€u").input_ids))
+    found = [stops(ids[None, :length], None).item() for length in range(1, len(ids) + 1)]
+    first = next(n for n in range(1, len(ids) + 1) if "€€u" in tokenizer.decode(ids[:n]))
+    assert found.index(True) + 1 == first
+
+
+# ---- Many texts, and files of them -----------------------------------------------------------------------------------
+
+
+PROMPTS = ["12 green", "7 green", "1"]
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_prompts_come_from_flags_or_from_a_file(name, trained, here, capsys):
+    rows = [json.dumps({"prompt": prompt, "id": 1}) if "jsonl" in name else prompt for prompt in PROMPTS]
+    Path(name).write_text("\r\n\r\n".join(rows) + "\n")
+    argv = ["--max_new_tokens=10", "--seed=5"]
+    out = written(trained, f"--prompts={name}", *argv, capsys=capsys)
+    assert re.findall(r"--- (\d) of 3 ---\n(\d+)", out) == [("1", "12"), ("2", "7"), ("3", "1")]
+    assert out == written(trained, "--prompt", *PROMPTS, *argv, capsys=capsys)
+    assert out == written(trained, *(f"--prompt={prompt}" for prompt in PROMPTS), *argv, capsys=capsys)
+
+
+@pytest.mark.parametrize("line", ["7 green", '["7 green"]', '{"text": "7"}', '{"prompt": 7}'])
+def test_a_line_without_a_prompt_is_named(line, trained, here, capsys):
+    Path("prompts.jsonl").write_text(f'{{"prompt": "1"}}\n\n{line}\n')
+    refused(generate.main, f"--model={trained}", "--prompts=prompts.jsonl", capsys=capsys, told=["line 3", "prompt"])
+
+
+def test_a_record_repeats_its_text_by_itself(trained, here, capsys):
+    argv = ["--max_new_tokens=20", "--num_samples=2", "--min_p=0.01"]
+    assert written(trained, "--prompt", *PROMPTS, *argv, "--output=texts.jsonl", capsys=capsys).startswith("6 texts")
+    rows = records(here / "texts.jsonl")
+    assert [(row["prompt"], row["sample"]) for row in rows] == [(prompt, n) for prompt in PROMPTS for n in (1, 2)]
+    assert rows[0]["settings"].items() >= {"min_p": 0.01, "model": str(trained)}.items()
+    out = written(trained, f"--prompt={PROMPTS[2]}", f"--seed={rows[4]['seed']}", *argv, capsys=capsys)
+    assert out == f"--- 1 of 2 ---\n{rows[4]['text']}\n\n--- 2 of 2 ---\n{rows[5]['text']}\n"
+
+
+@pytest.mark.parametrize("given", [["--seed=9"], []])
+@pytest.mark.parametrize("name", ["texts.jsonl", "out/texts.txt"])
+@pytest.mark.parametrize("kept", [0, 1, 3, 4])
+def test_a_repeated_command_continues_the_file(kept, name, given, trained, here, capsys):
+    argv = ["--prompt", *PROMPTS[:2], "--num_samples=2", "--max_new_tokens=10", f"--output={name}", *given]
+    progress = Path(name) if name.endswith("jsonl") else Path(f"{name}.partial.jsonl")
+    written(trained, *argv, "--output=whole.jsonl", capsys=capsys)
+    lines = Path("whole.jsonl").read_bytes().splitlines(True)
+    progress.parent.mkdir(exist_ok=True)
+    progress.write_bytes(b"".join(lines[:kept]) + b'{"prompt": "12 gr')  # killed in the middle of a line
+    written(trained, *argv, capsys=capsys)
+    if kept or given:
+        texts = [record["text"] for record in records(Path("whole.jsonl"))]
+        if name.endswith("jsonl"):
+            assert Path(name).read_bytes() == b"".join(lines)
+        else:
+            pages = [f"--- {number} of 4 ---\n{text}\n" for number, text in enumerate(texts, 1)]
+            assert Path(name).read_text() == "\n".join(pages)
+            assert not progress.exists()
+    if name.endswith("jsonl"):
+        before = Path(name).read_bytes()
+        written(trained, *argv, capsys=capsys)
+        assert Path(name).read_bytes() == before
+
+
+OTHER = {
+    "another temperature": (["--temperature=0.5"], ["temperature None, not 0.5", "name another --output"]),
+    "another stop text": (["--stop=x"], ["stop", "['x']"]),
+    "another seed": (["--seed=8"], ["seed 9, not 8"]),
+    "another prompt": (["--prompt=2"], ["text 2", "another prompt"]),
+}
+
+
+@pytest.mark.parametrize(("flags", "told"), OTHER.values(), ids=OTHER)
+def test_a_file_of_other_settings_is_refused_and_stays(flags, told, trained, here, capsys):
+    argv = ["--prompt=1", "--max_new_tokens=5", "--output=texts.jsonl"]
+    written(trained, *argv, "--prompt=3", "--seed=9", capsys=capsys)
+    before = Path("texts.jsonl").read_bytes()
+    refused(generate.main, f"--model={trained}", *argv, *flags, capsys=capsys, told=["texts.jsonl", *told])
+    assert Path("texts.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "told"), [("a.jsonl", "no generated texts"), ("a.txt", "exists already")])
+def test_a_file_of_something_else_is_refused_and_stays(name, told, trained, here, capsys):
+    Path(name).write_text('{"prompt": "1"}\n')
+    refused(generate.main, f"--model={trained}", "--prompt=1", f"--output={name}", capsys=capsys, told=[name, told])
+    assert Path(name).read_text() == '{"prompt": "1"}\n'
 
 
 # ---- The engine ------------------------------------------------------------------------------------------------------
@@ -146,7 +302,13 @@ GENERATE_MISTAKES = {
     "no tokens": (["--prompt=1", "--max_new_tokens=0"], ["--max_new_tokens", "0"]),
     "no samples": (["--prompt=1", "--num_samples=0"], ["--num_samples", "0"]),
     "greedy samples": (["--prompt=1", "--greedy", "--num_samples=2"], ["--greedy"]),
+    "min_p over one": (["--prompt=1", "--min_p=2"], ["--min_p", "2"]),
+    "no repetition penalty": (["--prompt=1", "--repetition_penalty=0"], ["--repetition_penalty", "above 0"]),
+    "an empty stop text": (["--prompt=1", "--stop", ""], ["--stop", "at least one character"]),
     "two prompts": (["--prompt=1", "--prompt_file=x"], ["--prompt", "--prompt_file"]),
+    "prompts twice": (["--prompt=1", "--prompts=x"], ["--prompt", "--prompts"]),
+    "missing prompts": (["--prompts=nowhere.txt"], ["nowhere.txt", "No such file"]),
+    "an unreadable second prompt": (["--prompt", "1", "☃"], ["'☃'", "prompt 2 of 2"]),
     "missing prompt file": (["--prompt_file=nowhere.txt"], ["nowhere.txt"]),
     "unknown dtype": (["--prompt=1", "--dtype=int4"], ["--dtype", "int4", "bfloat16", "int8"]),
     "unknown engine": (["--prompt=1", "--engine=gguf"], ["--engine", "gguf", "torch or onnx"]),
@@ -225,7 +387,7 @@ def test_a_value_of_the_wrong_type_in_a_file_of_the_model_is_one_line(name, valu
 
 def test_greedy_text_warns_of_nothing(trained, here):
     folder = shutil.copytree(trained, here / "run")
-    settings = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9}
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "scripts.generate", "--model", folder, "--prompt=1", "--greedy"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -13,7 +13,7 @@ from tokenization import describe_characters, unknown_characters
 
 from ..errors import UserError
 from ..loading import longest_text
-from .generate import SamplingSettings, Streamer, encode
+from .generate import SamplingSettings, Streamer, encode, stopping
 
 
 class Chat:
@@ -72,7 +72,7 @@ class Chat:
                 pieces.append(piece)
                 write(piece)
 
-        streamer = Streamer(self.tokenizer, take, skip_prompt=True)
+        streamer = Streamer(self.tokenizer, take, self.settings.stop)
         is_whole = False
         try:
             self.model.generate(**inputs, **self._arguments(inputs), streamer=streamer)
@@ -131,6 +131,7 @@ class Chat:
         if longest is not None:
             length = min(length, longest - inputs["input_ids"].shape[1])
         arguments = {**self.settings.arguments(tokenizer), "max_new_tokens": length}
+        arguments |= stopping(tokenizer, self.settings, inputs)
         if ends:  # without a token to pad with, transformers warns at each reply
             pad = ends[0] if config.pad_token_id is None else config.pad_token_id
             arguments |= {"eos_token_id": ends, "pad_token_id": pad}

@@ -6,12 +6,12 @@ texts = list(samples(model, tokenizer, "ROMEO:", GenerationSettings(temperature=
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer, set_seed
 
 from tokenization import describe_characters, unknown_characters
 
@@ -75,6 +75,19 @@ class SamplingSettings:
         default=None,
         metadata={"help": "Sample among the most likely tokens with this total probability. Default: the model's own."},
     )
+    min_p: float | None = field(
+        default=None,
+        metadata={
+            "help": "Sample among tokens at least this likely, relative to the likeliest. Default: the model's own."
+        },
+    )
+    repetition_penalty: float | None = field(
+        default=None,
+        metadata={"help": "Above 1: tokens that the text already has become less likely. Default: the model's own."},
+    )
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "End a text before any of these texts; the prompt may contain them."}
+    )
 
     def __post_init__(self):
         lowest = f"at least {LOWEST_TEMPERATURE} (--greedy chooses the most likely token)"
@@ -83,15 +96,28 @@ class SamplingSettings:
             ("temperature", self.temperature is None or LOWEST_TEMPERATURE <= self.temperature < math.inf, lowest),
             ("top_k", self.top_k is None or self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty is None or 0 < self.repetition_penalty < math.inf,
+                "above 0 (1: no penalty)",
+            ),
+            ("stop", self.stop is None or all(self.stop), "texts of at least one character"),
         ]
         check(self, rules)
 
     def arguments(self, tokenizer) -> dict[str, Any]:
         """The keyword arguments of `model.generate`; what is None comes from the model's `generation_config.json`."""
+        given: dict[str, Any] = {"repetition_penalty": self.repetition_penalty}
         if self.greedy:  # the defaults of what has no effect: transformers warns about other values
-            return {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-        given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return {"do_sample": True, **{name: value for name, value in given.items() if value is not None}}
+            unused = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}
+            return {"do_sample": False, "num_beams": 1, **unused, **_without_none(given)}
+        given |= {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        return {"do_sample": True, **_without_none(given)}
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass
@@ -179,8 +205,10 @@ def stream(model, tokenizer, prompt: str, settings: GenerationSettings, write: C
     Raises:
         UserError: The model cannot read the prompt.
     """
-    streamer = Streamer(tokenizer, write)
-    model.generate(**_arguments(model, tokenizer, prompt, settings), num_return_sequences=1, streamer=streamer)
+    arguments = _arguments(model, tokenizer, prompt, settings)
+    begin = len(tokenizer.decode(arguments["input_ids"][0], skip_special_tokens=True))
+    streamer = Streamer(tokenizer, write, settings.stop, begin)
+    model.generate(**arguments, num_return_sequences=1, streamer=streamer)
 
 
 def samples(model, tokenizer, prompt: str, settings: GenerationSettings, count: int) -> Iterator[str]:
@@ -190,9 +218,11 @@ def samples(model, tokenizer, prompt: str, settings: GenerationSettings, count: 
         UserError: The model cannot read the prompt.
     """
     arguments = _arguments(model, tokenizer, prompt, settings)
+    begin = len(tokenizer.decode(arguments["input_ids"][0], skip_special_tokens=True))
     for done in range(0, count, BATCH):
         outputs = model.generate(**arguments, num_return_sequences=min(BATCH, count - done))
-        yield from tokenizer.batch_decode(outputs, skip_special_tokens=True)
+        for text in tokenizer.batch_decode(outputs, skip_special_tokens=True):
+            yield text[: _find_stop(text, settings.stop, begin)]
 
 
 def prompt_ids(model, tokenizer, prompt: str):
@@ -229,16 +259,66 @@ def tokens_to_generate(model, tokenizer, prompt: str, max_new_tokens: int) -> in
 
 
 class Streamer(TextStreamer):
-    """Calls `write` with each piece of the text as soon as it is complete, and with a line break at the end."""
+    """Calls `write` with each piece of the text as soon as it is complete, and with a line break at the end.
 
-    def __init__(self, tokenizer, write: Callable[[str], Any], skip_prompt: bool = False):
-        super().__init__(tokenizer, skip_prompt, skip_special_tokens=True)
-        self.write = write
+    Args:
+        stop: The text ends before any of these.
+        begin: Characters of the prompt, which are written and not searched; None: the prompt is not written.
+    """
+
+    def __init__(
+        self, tokenizer, write: Callable[[str], Any], stop: Sequence[str] | None = None, begin: int | None = None
+    ):
+        super().__init__(tokenizer, skip_prompt=begin is None, skip_special_tokens=True)
+        self.write, self.stop, self.begin = write, stop, begin or 0
+        self.held_back = max(map(len, stop or [" "])) - 1  # characters that may be the start of a stop text
+        self.text, self.written, self.is_over = "", 0, False
 
     def on_finalized_text(self, text: str, stream_end: bool = False):
-        self.write(f"{text}\n" if stream_end else text)
+        self.text += "" if self.is_over else text
+        end = _find_stop(self.text, self.stop, max(self.begin, self.written))
+        if end is None:
+            end = len(self.text) if stream_end or self.is_over else max(self.written, len(self.text) - self.held_back)
+        else:
+            self.text, self.is_over = self.text[:end], True
+        self.write(self.text[self.written : end] + ("\n" if stream_end else ""))
+        self.written = end
+
+
+def _find_stop(text: str, stop: Sequence[str] | None, begin: int) -> int | None:
+    """Where the first of the stop texts is, after the prompt; None: nowhere."""
+    found = [text.find(one, begin) for one in stop or ()]
+    return min((position for position in found if position >= 0), default=None)
+
+
+class StopTexts(StoppingCriteria):
+    """Ends each text of a batch as soon as the new part has one of the stop texts.
+
+    Other than transformers' `stop_strings`, it works for any tokenizer and does not look at the prompt.
+    """
+
+    def __init__(self, tokenizer, stop: Sequence[str], prompt_tokens: int):
+        self.tokenizer, self.stop, self.prompt_tokens = tokenizer, stop, prompt_tokens
+        self.window = max(len(text.encode()) for text in stop) + 4  # a token has a byte at least
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs: Any) -> torch.BoolTensor:
+        newest = input_ids[:, max(self.prompt_tokens, input_ids.shape[1] - self.window) :]
+        texts = self.tokenizer.batch_decode(newest, skip_special_tokens=True)
+        stops = [any(one in text for one in self.stop) for text in texts]
+        return torch.tensor(stops, device=input_ids.device)  # type: ignore[return-value]
+
+
+def stopping(tokenizer, settings: SamplingSettings, inputs) -> dict[str, Any]:
+    """The keyword arguments of `model.generate` that end a text before the stop texts."""
+    if not settings.stop:
+        return {}
+    return {
+        "stopping_criteria": StoppingCriteriaList([StopTexts(tokenizer, settings.stop, inputs["input_ids"].shape[1])])
+    }
 
 
 def _arguments(model, tokenizer, prompt: str, settings: GenerationSettings) -> dict[str, Any]:
     length = tokens_to_generate(model, tokenizer, prompt, settings.max_new_tokens)
-    return {**prompt_ids(model, tokenizer, prompt), **settings.arguments(tokenizer), "max_new_tokens": length}
+    inputs = prompt_ids(model, tokenizer, prompt)
+    stops = stopping(tokenizer, settings, inputs)
+    return {**inputs, **settings.arguments(tokenizer), **stops, "max_new_tokens": length}
