@@ -143,7 +143,8 @@ class Run:
         trainer, training, state = self.trainer, self.args.training, self.trainer.state
         loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)
         check_finite(loss, state.global_step, "validation loss")
-        model.generation_config = sampling_defaults(self.tokenizer, stops="examples" in self.facts["data"])
+        stops = not {"examples", "documents"}.isdisjoint(self.facts["data"])
+        model.generation_config = sampling_defaults(self.tokenizer, stops)
         text, length = "", self.args.data.sample_length
         if length:
             ends = model.generation_config.eos_token_id
