@@ -231,6 +231,8 @@ def test_documents_are_separated_by_a_token_that_is_trained_and_ends_texts(name,
     assert tokenizer.decode([*text.train_ids, *text.validation_ids]) == "<|endoftext|>".join(names)
     data = text.cut(8, windows_per_step=1, steps=1)
     assert (data.facts["documents"], data.prompt) == (60, "")
+    validated = tokenizer.decode(text.validation_ids).replace("<|endoftext|>", "")
+    assert data.facts["validation_characters"] == len(validated)
     assert any(tokenizer.eos_token_id in batch["labels"] for batch in data.validation)
     assert "documents" not in encode_text(Source("one", [["Ada and Alan"]], has_short_texts=True), tokenizer).facts
 

@@ -235,7 +235,7 @@ def encode_text(
     scan = source.scan(separator)
     cut = int(scan.characters * (1 - validation_fraction))
     try:
-        train_ids, validation_ids, cut, unknown = _packed_ids(source, tokenizer, scan, cut)
+        train_ids, validation_ids, note = _packed_ids(source, tokenizer, scan, cut)
     except DataError:
         raise
     except OSError as error:
@@ -244,12 +244,13 @@ def encode_text(
         ) from error
     except ValueError as error:  # a character has no id, and the tokenizer no unknown token
         raise DataError(error) from error
-    _report_unknown(unknown, len(train_ids) + len(validation_ids), report)
+    _report_unknown(Counter(note["unknown"]), len(train_ids) + len(validation_ids), report)
+    cut = note.get("train_characters", cut)
     facts = {
         "name": source.name,
         "sha256": scan.sha256,
         "train_characters": cut,
-        "validation_characters": scan.characters - cut,
+        "validation_characters": note.get("validation_characters", scan.characters - cut),
         "train_tokens": len(train_ids),
         "validation_tokens": len(validation_ids),
         "validation_targets": len(validation_ids) - 1,
@@ -290,11 +291,12 @@ def joined(source: Source, separator: str = "") -> Iterator[str]:
 
 def _packed_ids(
     source: Source, tokenizer: PreTrainedTokenizerBase, scan: Scan, cut: int
-) -> tuple[np.ndarray, np.ndarray, int, Counter[str]]:
-    """The ids of both splits from the cache, and where the text is cut: at `cut`, or after the separator around it.
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The ids of both splits from the cache, and what is noted beside them.
 
     If they are not there, both are encoded in one reading of the text. One file holds both, so that no run finds one
-    without the other.
+    without the other. A separator at the cut belongs to training, and separators do not count as characters that
+    validate.
     """
     encoder, separator = Encoder(tokenizer), scan.separator if scan.documents > 1 else ""
     about: list[Any] = [ENCODING, tokenizer_state(tokenizer), tokenizer.eos_token, scan.sha256, cut]
@@ -304,28 +306,25 @@ def _packed_ids(
     path, note = cache_dir() / f"{key}.{encoder.dtype.name}", cache_dir() / f"{key}.json"
     if not (path.exists() and note.exists()):
         before, after = _divided(joined(source, separator), cut, separator)
-        train_tokens = train_characters = 0
+        counts: Counter[str] = Counter()
 
-        def counted() -> Iterator[str]:
-            nonlocal train_characters
-            for piece in before:
-                train_characters += len(piece)
+        def counted(pieces: Iterator[str], name: str, without: str = "") -> Iterator[str]:
+            for piece in pieces:
+                counts[name] += len(piece) if piece != without else 0
                 yield piece
 
         def arrays() -> Iterator[np.ndarray]:
-            nonlocal train_tokens
-            for ids in encoder.arrays(counted()):
-                train_tokens += len(ids)
+            for ids in encoder.arrays(counted(before, "train_characters")):
+                counts["train_tokens"] += len(ids)
                 yield ids
-            yield from encoder.arrays(after)
+            yield from encoder.arrays(counted(after, "validation_characters", separator))
 
         write_ids(path, arrays())
-        facts = {"train_tokens": train_tokens, "train_characters": train_characters, "unknown": encoder.unknown}
         with written(note) as partial:
-            partial.write_text(json.dumps(facts), encoding="utf-8")
+            partial.write_text(json.dumps({"train_tokens": 0, **counts, "unknown": encoder.unknown}), encoding="utf-8")
     facts = json.loads(note.read_text(encoding="utf-8"))
     ids, end = map_ids(path, encoder.dtype), facts["train_tokens"]
-    return ids[:end], ids[end:], facts.get("train_characters", cut), Counter(facts["unknown"])
+    return ids[:end], ids[end:], facts
 
 
 def _divided(pieces: Iterator[str], characters: int, separator: str) -> tuple[Iterator[str], Iterator[str]]:
