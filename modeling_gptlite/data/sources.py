@@ -212,31 +212,29 @@ class SourceArguments:
     train_file: list[UserPath] | None = field(
         default=None,
         metadata={
-            "help": "Files of text (.txt, .md, .html, .epub, ...) or tables (.csv, .tsv, .parquet, .json, .jsonl) with "
-            "a column text, columns prompt and completion, or a column messages; each also .gz; or folders of them.",
+            "help": "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); each also .gz; or "
+            "folders of them.",
             "nargs": "+",
         },
     )
     dataset: UserPath | None = field(
         default=None,
         metadata={
-            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
+            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; or a dataset's Hub name or folder. "
             f"Default: {AUTO}, unless --train_file is given."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     text_column: str | None = field(
         default=None,
-        metadata={"help": "The dataset's column of text. Default: text, unless there are columns of examples."},
+        metadata={"help": "Column of text. Default: text, if it exists."},
     )
     documents: Literal["files", "lines"] = field(
         default="files",
-        metadata={"help": "What a document of text files is: the file, or each line. Rows of tables always are."},
+        metadata={"help": "A text file's documents: itself, or its lines."},
     )
-    encoding: str | None = field(
-        default=None, metadata={"help": "Encoding of the files, cp1252 for example. Default: utf-8."}
-    )
-    streaming: bool = field(default=False, metadata={"help": "Read the dataset row by row, without a local copy."})
+    encoding: str | None = field(default=None, metadata={"help": "Of the files. Default: utf-8."})
+    streaming: bool = field(default=False, metadata={"help": "Read the dataset row by row, without a copy."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Fraction of the text, at its end, that is used for validation only."}
     )
