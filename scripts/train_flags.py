@@ -6,8 +6,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("lora_r", "lora_alpha", "lora_dropout"),
     ),
     "text": (
-        *("train_file", "dataset", "dataset_config", "text_column", "streaming", "validation_fraction"),
-        *("context_length", "language", "license"),
+        *("train_file", "dataset", "dataset_config", "text_column", "documents", "encoding", "streaming"),
+        *("validation_fraction", "context_length", "language", "license"),
     ),
     "training": (
         *("max_steps", "num_train_epochs", "minutes", "per_device_train_batch_size", "gradient_accumulation_steps"),

@@ -6,12 +6,14 @@ import io
 
 import numpy as np
 import pytest
-from helpers import TEXT, write_rows
+from helpers import TEXT, train_tiny, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_gptlite.data import DataError, files
 from modeling_gptlite.data.encode import encode, encode_text, joined, make_tokenizer
 from modeling_gptlite.data.formats import PROMPT_COMPLETION
 from modeling_gptlite.data.sources import Source, SourceArguments, open_source
+from scripts import generate
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, encode_corpus
 
 
@@ -215,6 +217,37 @@ def test_a_text_becomes_the_windows_of_its_splits():
     assert len(prepared.validation) == -(-prepared.facts["validation_targets"] // 32)
     about = {"context_length": 32, "language": "en", "license": "mit", "hub_dataset": "ada/texts"}
     assert about.items() <= prepared.facts.items()
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+@pytest.mark.parametrize("name", ["names.txt", "names.csv"])
+def test_documents_are_separated_by_a_token_that_is_trained_and_ends_texts(name, kind, tmp_path, capsys):
+    names = ["Ada", "Grace Hopper", "Alan"] * 20
+    (tmp_path / name).write_text("\n".join(["name", *names] if name.endswith("csv") else names))
+    given = {"text_column": "name"} if name.endswith("csv") else {"documents": "lines"}
+    source = open_source(SourceArguments(train_file=[str(tmp_path / name)], **given))
+    tokenizer = make_tokenizer(source, kind, 300)
+    text = encode_text(source, tokenizer)
+    assert tokenizer.decode([*text.train_ids, *text.validation_ids]) == "<|endoftext|>".join(names)
+    data = text.cut(8, windows_per_step=1, steps=1)
+    assert (data.facts["documents"], data.prompt) == (60, "")
+    validated = tokenizer.decode(text.validation_ids).replace("<|endoftext|>", "")
+    assert data.facts["validation_characters"] == len(validated)
+    assert any(tokenizer.eos_token_id in batch["labels"] for batch in data.validation)
+    assert "documents" not in encode_text(Source("one", [["Ada and Alan"]], has_short_texts=True), tokenizer).facts
+
+
+def test_a_model_of_lines_ends_its_texts_in_generate_and_pipeline(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("Ada\nAlan\nAva\n" * 100)
+    train_tiny(tmp_path / "names.txt", tmp_path / "run", "--documents=lines", "--max_steps=150", "--learning_rate=1e-2")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    (text,) = pipeline("text-generation", model=model, tokenizer=tokenizer)("Al", do_sample=False)
+    assert text["generated_text"] == "Alan"
+    capsys.readouterr()
+    generate.main([f"--model={tmp_path / 'run'}", "--prompt=Al", "--greedy"])
+    assert capsys.readouterr().out == "Alan\n"
 
 
 def test_examples_become_batches_with_the_first_validation_prompt():

@@ -1,11 +1,13 @@
 """Text, rows, folders and downloads (`data/files.py`); files that are complete or absent (`files.py`)."""
 
+import gzip
 import hashlib
 import http.client
 import io
 import json
 import os
 import stat
+import zipfile
 
 import pytest
 from helpers import save_model, tiny_model
@@ -25,11 +27,16 @@ MANY_BYTES = "a\r\néΩ\n\r\n🎉e\u0301 \u2028\t漢字\r"  # characters of one 
 
 def test_files_come_in_the_order_given_and_a_folder_by_name(tmp_path):
     (tmp_path / "folder").mkdir()
-    for name in ("z.txt", "folder/b.txt", "folder/a.TXT", "folder/ignored.md"):
+    (tmp_path / "folder" / "c.txt" / ".git").mkdir(parents=True)  # a folder that is named like a file
+    names = ("z.txt", "folder/b.md", "folder/a.TXT", "folder/c.txt/d.txt.gz", "folder/x.png", "folder/c.txt/y.png")
+    for name in (*names, "folder/Makefile", "folder/.hidden.txt", "folder/c.txt/.git/e.txt"):
         (tmp_path / name).write_text(name)
-    (tmp_path / "folder" / "c.txt").mkdir()  # a folder that is named like a file
-    found = find_files([tmp_path / "z.txt", str(tmp_path / "folder")])
-    assert [path.name for path in found] == ["z.txt", "a.TXT", "b.txt"]
+    (tmp_path / "folder" / "0.txt").touch()
+    said = []
+    found = find_files([tmp_path / "z.txt", str(tmp_path / "folder")], said.append)
+    assert [path.name for path in found] == ["z.txt", "a.TXT", "b.md", "d.txt.gz"]
+    left_out = "2 .png, 1 empty, 1 without a suffix"
+    assert said == [f"{tmp_path / 'folder'}: 3 files are read (1 .md, 2 .txt); left out: {left_out}"]
 
 
 @pytest.mark.parametrize(
@@ -37,13 +44,13 @@ def test_files_come_in_the_order_given_and_a_folder_by_name(tmp_path):
     [
         ("none.txt", "no such file: .*none.txt"),
         ("empty.txt", "empty.txt is empty"),
-        ("folder", "no .txt file in .*folder"),
+        ("folder", r"no file that can be read in the folder .*folder; read are .txt .md .*.parquet"),
     ],
 )
 def test_files_that_cannot_be_trained_on_are_refused(path, message, tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "text.md").write_text("text")
+    (tmp_path / "folder" / "text.docx").write_text("text")
     with pytest.raises(DataError, match=message):
         find_files([tmp_path / path])
 
@@ -87,8 +94,98 @@ def test_the_offset_of_the_first_wrong_byte_is_named(content, piece_bytes, tmp_p
     with pytest.raises(UnicodeDecodeError) as whole:
         content.decode()
     offset = whole.value.start
-    with pytest.raises(DataError, match=rf"text.txt is not UTF-8: byte 0x{content[offset]:02x} at offset {offset}$"):
+    with pytest.raises(DataError, match=rf"text.txt is not UTF-8: byte 0x{content[offset]:02x} at offset {offset}; "):
         list(read_text(tmp_path / "text.txt"))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 4, 7, 1 << 22])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_byte_order_mark_says_the_encoding_and_is_not_part_of_the_text(encoding, piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    for name, text in (("a.txt", MANY_BYTES), ("a.csv", "text\né\n"), ("a.jsonl", '{"text": "é"}\n')):
+        (tmp_path / name).write_bytes((mark + text).encode(encoding))
+        found = RowFiles([tmp_path / name]) if name != "a.txt" else TextFile(tmp_path / name, "cp1252")
+        assert list(found) == [{"text": "é"}] if name != "a.txt" else "".join(found) == MANY_BYTES
+
+
+ENCODED = {
+    "cp1252": ("Le café était fermé – dommage. " * 20, "Le café"),
+    "cp1251": ("Все счастливые семьи похожи друг на друга. ", "Все счастливые"),
+    "koi8_r": ("Все счастливые семьи похожи друг на друга. ", "Все счастливые"),
+    "shift_jis": ("吾輩は猫である。名前はまだ無い。", "吾輩は猫"),
+    "gb18030": ("天下大势，分久必合，合久必分。", "天下大势"),
+    "euc_kr": ("나라의 말이 중국과 달라 문자와 서로 통하지 아니하므로", "나라의"),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_the_likely_encoding_is_named_with_its_flag_and_reads_the_text(encoding, tmp_path):
+    text, shown = ENCODED[encoding]
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=rf"reads '{shown}.*there: .*train with --encoding {encoding}$"):
+        list(read_text(tmp_path / "a.txt"))
+    for piece_bytes in (1, 2, 5, 1 << 22):
+        assert "".join(read_text(tmp_path / "a.txt", encoding, piece_bytes)) == text
+    with pytest.raises(DataError, match=r"a.txt is not ascii: byte 0x.* give another one with --encoding"):
+        list(read_text(tmp_path / "a.txt", "ascii"))
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a"])
+def test_a_file_that_is_not_text_is_refused_with_what_is_read_and_how_to_convert_it(name, tmp_path):
+    (tmp_path / name).write_bytes(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n\x00\x01\x9c")
+    with pytest.raises(DataError, match=rf"{name} is not text.* reads .txt .md .*.parquet, each also .gz.*pdftotext"):
+        TextFile.of(tmp_path / name, None)
+
+
+def test_a_text_with_another_suffix_is_read_as_text(tmp_path):
+    (tmp_path / "server.log").write_text("\x1b[1mérror")
+    assert list(TextFile.of(tmp_path / "server.log", None)) == ["\x1b[1mérror"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.TXT.GZ"])
+def test_a_compressed_file_that_is_cut_short_is_refused(name, tmp_path):
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "one"}' * 1000)[:-20])
+    with pytest.raises(DataError, match="is not a complete gzip file"):
+        list(read_text(tmp_path / name))
+
+
+PAGE = """<!DOCTYPE html><html><head><title>No</title><script>if (1 < 2) {}</script></head>
+<body><h1>One &amp; <i>only</i></h1><p>It   was
+<b>cold</b>.<br/>Very.</p><script src="x"/></script><ul><li>a<li>b</ul><pre>x  =  1
+y</pre></body></html>"""
+
+
+def test_a_page_is_read_as_its_text(tmp_path):
+    (tmp_path / "a.html").write_text(PAGE)
+    assert "".join(TextFile(tmp_path / "a.html")) == "One & only\n\nIt was cold.\nVery.\n\na\nb\n\nx  =  1\ny\n"
+
+
+def write_book(path, **pages):
+    with zipfile.ZipFile(path, "w") as book:
+        book.writestr(
+            "META-INF/container.xml",
+            """<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">
+            <rootfiles><rootfile full-path="OEBPS/book.opf"/></rootfiles></container>""",
+        )
+        items = "".join(f'<item id="{name}" href="{name}%201.xhtml"/>' for name in pages)
+        items += '<item id="nav" href="nav.xhtml" properties="nav"/>'
+        order = "".join(f'<itemref idref="{name}"/>' for name in ["nav", *reversed(pages)])
+        book.writestr(
+            "OEBPS/book.opf",
+            f"""<package xmlns="http://www.idpf.org/2007/opf">
+            <manifest>{items}</manifest><spine>{order}</spine></package>""",
+        )
+        for name, text in pages.items():
+            book.writestr(f"OEBPS/{name} 1.xhtml", f'<?xml version="1.0"?><html><body><p>{text}</p></body></html>')
+
+
+def test_a_book_is_read_in_the_order_of_its_spine_without_its_table_of_contents(tmp_path):
+    write_book(tmp_path / "a.epub", second="Dénouement", first="Once")
+    assert "".join(TextFile(tmp_path / "a.epub")) == "Once\n\nDénouement\n"
+    (tmp_path / "b.epub").write_text("no")
+    with pytest.raises(DataError, match=r"b.epub is not an EPUB book that can be read: File is not a zip file"):
+        list(TextFile(tmp_path / "b.epub"))
 
 
 # ---- Rows ----------------------------------------------------------------------------------------------------------
@@ -111,6 +208,37 @@ def test_a_wrong_line_is_refused_with_file_and_number(line, told, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "one"}) + "\n\n" + line + "\n")
     with pytest.raises(DataError, match=rf"rows.jsonl, line 3.*{told}"):
         list(RowFiles([tmp_path / "rows.jsonl"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", "id,text\n1,a\n2,b, c\n", "a.csv, line 3: 3 values, but 2 columns .id, text.; .* must be quoted"),
+        ("a.csv", 'text\n"a" b\n', "a.csv, line 2: ',' expected after '\"'"),
+        ("a.tsv", 'text\n"a\n', "a.tsv, line 2: unexpected end of data"),
+        ("a.json", '["a"]', "a.json, row 1: '\"a\"' is not a JSON object"),
+        ("a.json", '[{"text": "a"', "a.json, line 1 is not JSON"),
+        ("a.parquet", "text", "a.parquet is not a Parquet file: "),
+    ],
+)
+def test_a_wrong_table_is_refused_with_the_place(name, content, told, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=told):
+        list(RowFiles([tmp_path / name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id;text\n1;a, b\n"),
+        ("a.json", '{"id": "1", "text": "a, b"}\n\n'),
+        ("a.json", '[{"id": "1", "text": "a, b"}]'),
+    ],
+    ids=["semicolons", "JSON Lines", "a list"],
+)
+def test_other_layouts_of_a_table_are_read(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert list(RowFiles([tmp_path / name])) == [{"id": "1", "text": "a, b"}]
 
 
 # ---- Downloads -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ LAYERS = {
         "errors files hub package",
     ),
     "tokenization": ("tokenization/*.py", "numpy tokenizers transformers", ""),
-    "data": ("modeling_gptlite/data/*.py", "datasets numpy torch transformers", "errors files tokenization"),
+    "data": ("modeling_gptlite/data/*.py", "datasets numpy pyarrow torch transformers", "errors files tokenization"),
     "training": (
         "modeling_gptlite/training/*.py",
         "accelerate filelock huggingface_hub psutil safetensors torch transformers",

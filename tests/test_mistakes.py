@@ -25,7 +25,6 @@ def folder(tmp_path_factory, trained):
     (tmp_path / "list.yaml").write_text("- preset\n")
     (tmp_path / "broken.yaml").write_text("preset: [\n")
     (tmp_path / "word.yaml").write_text("learning_rate: many\n")
-    (tmp_path / "utf16.txt").write_text("all work and no play\n" * 100, encoding="utf-16")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
     (tmp_path / "one.txt").write_text("x")
     (tmp_path / "a.out").write_text("a file")
@@ -117,7 +116,7 @@ BROKEN_MODELS = {
 TRAIN = {
     "missing file": (["--train_file=nowhere.txt"], ["nowhere.txt"]),
     "empty file": (["--train_file=empty.txt"], ["empty.txt is empty"]),
-    "folder without text": (["--train_file=empty_folder"], ["no .txt file", "empty_folder"]),
+    "folder without text": (["--train_file=empty_folder"], ["no file that can be read"]),
     "not UTF-8": (["--train_file=latin.txt"], ["latin.txt is not UTF-8", "0xe9", "offset 3"]),
     "too short": (["--train_file=short.txt"], ["8 tokens", "129"]),
     "no network": (["--dataset=someone/books"], ["someone/books"]),
@@ -152,7 +151,6 @@ TRAIN = {
     "no such tokenizer": (["--train_file=good.txt", "--tokenizer=empty_folder"], ["empty_folder"]),
     "BPE too small": (["--train_file=good.txt", "--tokenizer=bpe", "--vocab_size=99"], ["259", "99"]),
     "checkpoints out of step": (["--train_file=good.txt", "--eval_steps=3", "--save_steps=4"], ["3", "4"]),
-    "UTF-16": (["--train_file=utf16.txt"], ["utf16.txt is not UTF-8", "0xff"]),
     "binary": (["--train_file=binary.txt"], ["binary.txt is not UTF-8", "0x80"]),
     "one character": (["--train_file=one.txt"], ["0 tokens"]),
     "second file missing": (["--train_file", "good.txt", "nowhere.txt"], ["nowhere.txt"]),
@@ -228,7 +226,6 @@ GENERATE = {
     "model is a file": (["--model=good.txt", "--prompt=1"], ["good.txt"]),
     "no model": (["--prompt=1"], ["--model"]),
     "prompt file is a folder": (["--model=model", "--prompt_file=rows"], ["rows"]),
-    "prompt file is UTF-16": (["--model=model", "--prompt_file=utf16.txt"], ["not UTF-8"]),
     "escape in a prompt": (["--model=model", "--prompt=\x1b[2J"], ["\\x1b"]),
     "escape in a model's name": (["--model=\x1b[2J", "--prompt=1"], ["\\x1b[2J"]),
     "temperature is no number": (["--model=model", "--prompt=1", "--temperature=nan"], ["temperature", "nan"]),

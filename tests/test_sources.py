@@ -1,5 +1,6 @@
 """Files, datasets and built-in texts as sources: `data/sources.py`, and the formats of `data/formats.py`."""
 
+import gzip
 import hashlib
 import os
 import urllib.error
@@ -7,7 +8,7 @@ import urllib.error
 import pytest
 from helpers import ROOT, run_python, write_rows
 
-from modeling_gptlite.data import DataError
+from modeling_gptlite.data import DataError, files
 from modeling_gptlite.data.formats import CONVERSATIONAL, LANGUAGE_MODELING, PROMPT_COMPLETION
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, Source, SourceArguments, open_source
 from tokenization import build_char_tokenizer
@@ -89,13 +90,50 @@ def test_many_files_are_counted_not_named(tmp_path):
     ("arguments", "message"),
     [
         ({"train_file": ["a.txt"], "dataset": "auto"}, "either --train_file or --dataset, not both"),
-        ({"train_file": ["a.txt", "rows.jsonl"]}, ".jsonl files or text files, not both"),
+        ({"dataset": "auto", "encoding": "cp1252"}, "--encoding and --documents are for the files of --train_file"),
+        ({"documents": "lines"}, "--encoding and --documents are for the files of --train_file"),
+        ({"train_file": ["a.txt"], "encoding": "cp1253x"}, "--encoding cp1253x is unknown; encodings are cp1252,"),
         ({"validation_fraction": 1.0}, "--validation_fraction must lie between 0 and 1, got 1.0"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(arguments, message):
     with pytest.raises(DataError, match=message):
         open_source(SourceArguments(**arguments))
+
+
+def test_tables_and_text_are_not_mixed(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.csv").write_text("text\na\n")
+    with pytest.raises(DataError, match=r"tables or files of text, not both: .*b.csv and .*a.txt; name one kind"):
+        open_files(tmp_path)
+
+
+GUTENBERG = (
+    "The Project Gutenberg eBook of Moby\n\n*** START OF THE PROJECT GUTENBERG EBOOK MOBY ***\n\n\nCall me Ishmael.\n\n"
+    "End of Project Gutenberg's Moby\n\n*** END OF THE PROJECT GUTENBERG EBOOK MOBY ***\nSection 1. General Terms\n"
+)
+
+
+@pytest.mark.parametrize("piece_bytes", [4, 50, 1 << 22])
+def test_the_license_of_project_gutenberg_is_left_out_and_that_is_said(piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
+    (tmp_path / "moby.txt").write_text(GUTENBERG * 20)
+    (tmp_path / "moby.html").write_text(f"<style>p {{}}</style><p>{GUTENBERG}</p>")
+    said = []
+    for name in ("moby.txt", "moby.html"):
+        source = open_source(SourceArguments(train_file=[str(tmp_path / name)]), said.append)
+        assert text_of(source) == "Call me Ishmael.\n"
+    license = "the license of Project Gutenberg is left out of"
+    assert said == [f"{license} moby.txt", "tags are left out of moby.html", f"{license} moby.html"]
+
+
+def test_lines_are_documents(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"Ada\r\n\nGrace Hopper \n  \nAlan\rEdsger")
+    source = open_files(tmp_path / "names.txt", documents="lines")
+    for _ in range(2):
+        assert list(source.documents) == [["Ada"], ["Grace Hopper "], ["Alan"], ["Edsger"]]
+    assert source.has_short_texts
+    assert not open_files(tmp_path / "names.txt").has_short_texts
 
 
 # ---- Formats -------------------------------------------------------------------------------------------------------
@@ -117,6 +155,62 @@ def test_the_columns_of_rows_determine_their_format(row, format, text, name, row
     for source in sources:
         assert source.format is format
         assert text_of(source) == 3 * text
+
+
+CELLS = ["1984", 'He said "no",\nand left', "NA"]
+
+
+def write_table(path):
+    """A table of the column `text`, in the format that the name of `path` says."""
+    import pandas
+
+    frame = pandas.DataFrame({"id": [1, 2, 3], "text": CELLS})
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    match plain.suffix:
+        case ".csv" | ".tsv":
+            frame.to_csv(plain, index=False, sep="\t" if plain.suffix == ".tsv" else ",")
+        case ".json":
+            frame.to_json(plain, orient="records")
+        case ".jsonl":
+            frame.to_json(plain, orient="records", lines=True)
+        case ".parquet":
+            frame.to_parquet(plain)
+    if path != plain:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+
+
+@pytest.mark.parametrize("compressed", ["", ".gz"])
+@pytest.mark.parametrize("suffix", list(files.TABLES))
+def test_each_row_of_a_table_is_a_document_whose_text_is_what_the_file_holds(suffix, compressed, tmp_path):
+    write_table(tmp_path / f"rows{suffix}{compressed}")
+    source = open_files(tmp_path / f"rows{suffix}{compressed}")
+    for _ in range(2):
+        assert list(source.documents) == [[cell] for cell in CELLS]
+    assert source.has_short_texts
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".parquet"])
+def test_the_columns_of_a_table_determine_its_format(suffix, tmp_path):
+    import pandas
+
+    pairs = pandas.DataFrame({"prompt": ["1+1="], "completion": ["2"], "n": [1]})
+    talks = pandas.DataFrame({"messages": [TALK]})
+    for frame, format, text in (
+        (pairs, PROMPT_COMPLETION, "1+1=2"),
+        (talks, CONVERSATIONAL, "user: 1 and 1?\nassistant: 2"),
+    ):
+        path = tmp_path / f"{format.columns[0]}{suffix}"
+        if suffix == ".parquet":
+            frame.to_parquet(path)
+        elif suffix == ".json":
+            frame.to_json(path, orient="records")
+        elif format is PROMPT_COMPLETION:
+            frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+        else:
+            continue  # a cell of CSV holds no list
+        source = open_files(path)
+        assert (source.format, text_of(source)) == (format, text)
+        assert not source.has_short_texts
 
 
 def test_a_column_that_is_named_is_read_as_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from tokenization import (
     build_bpe_tokenizer,
     build_char_tokenizer,
     build_word_tokenizer,
+    corpus,
     describe_characters,
     encode_corpus,
+    tokenizer_state,
     unknown_characters,
 )
 
@@ -161,6 +164,26 @@ def test_bpe_fills_the_vocabulary_that_it_was_allowed(vocab_size):
     tokenizer = build_bpe_tokenizer(PLAY * 3, vocab_size)
     assert len(tokenizer) == vocab_size
     assert max(tokenizer.get_vocab().values()) == vocab_size - 1
+
+
+def test_bpe_of_text_without_spaces_learns_from_words_of_bounded_length_and_stays_lossless():
+    text = "".join(random.Random(0).choices("ACGT", k=200_000))
+    tokenizer = build_bpe_tokenizer(text, vocab_size=300)  # took minutes
+    assert len(tokenizer) == 300
+    ids = tokenizer(text + "é\n")["input_ids"]
+    assert tokenizer.decode(ids) == text + "é\n"
+    assert max(len(tokenizer.decode([i])) for i in ids[:1000]) > 2
+    assert "FixedLength" not in tokenizer_state(tokenizer)
+
+
+@pytest.mark.parametrize("build", [build_bpe_tokenizer, build_word_tokenizer])
+def test_documents_without_white_space_are_packed_in_bounded_pieces(build, monkeypatch):
+    monkeypatch.setattr(corpus, "_PIECE_CHARACTERS", 50)
+    tokenizer = build(PLAY, vocab_size=330)
+    pieces = [piece for number in range(100) for piece in (f"First{number}", "<|endoftext|>")]
+    batches = list(corpus._cut_before_white_space(pieces, tokenizer))
+    assert max(len(text) for batch in batches for text in batch) <= 50
+    assert encode_corpus(pieces, tokenizer).tolist() == tokenizer("".join(pieces))["input_ids"]
 
 
 def test_bpe_stops_where_there_is_nothing_left_to_merge():

@@ -18,6 +18,7 @@ from .corpus import is_character_tokenizer, unknown_characters
 
 END_OF_TEXT, PAD, UNKNOWN = SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|unk|>")
 _CODE_POINTS = 0x110000
+_WORD_BYTES = 256
 
 
 def build_char_tokenizer(
@@ -94,6 +95,8 @@ def add_characters(tokenizer: PreTrainedTokenizerFast, texts: str | Iterable[str
 def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
     """Byte-level BPE as in GPT-2, trained on `texts`; lossless for every string.
 
+    Longer words than 256 bytes are cut while merges are learned.
+
     Raises:
         ValueError: `vocab_size` is smaller than the 256 bytes and the three special tokens.
     """
@@ -101,7 +104,9 @@ def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> P
     if vocab_size < smallest:
         raise ValueError(f"a byte-level vocabulary needs at least {smallest} tokens, got vocab_size={vocab_size}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # The time to learn merges grows with the square of a word's length, and text without spaces is one word.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([byte_level, pre_tokenizers.FixedLength(_WORD_BYTES)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
@@ -109,6 +114,7 @@ def build_bpe_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> P
         show_progress=False,
     )
     tokenizer.train_from_iterator(_pieces(texts), trainer)
+    tokenizer.pre_tokenizer = byte_level
     return _wrap(tokenizer, special_tokens=True)
 
 

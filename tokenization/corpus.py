@@ -256,6 +256,8 @@ def _cut_before_white_space(pieces: Iterable[str], tokenizer: PreTrainedTokenize
     added = tokenizer.added_tokens_decoder.values()
     glue = tuple(token.content for token in added if token.rstrip)
     contents = [token.content for token in added]
+    # Before an end-of-text token a text can be cut as well: documents of one word each have no white space.
+    end = next((t.content for t in added if t.content == tokenizer.eos_token and not (t.lstrip or t.single_word)), "")
     glue += tuple(content[:i] for content in contents for i in range(1, len(content)) if content[i].isspace())
     text = ""
     for piece in pieces:
@@ -263,6 +265,8 @@ def _cut_before_white_space(pieces: Iterable[str], tokenizer: PreTrainedTokenize
         batch, start = [], 0
         while len(text) - start > _PIECE_CHARACTERS:
             cut = _last_word_end(text, start, start + _PIECE_CHARACTERS, glue)
+            if cut == start and end:
+                cut = max(start, text.rfind(end, start + 1, start + _PIECE_CHARACTERS))
             if cut == start:
                 cut = _last_word_end(text, start, len(text), glue)  # one very long word, or white space
             if cut == start:

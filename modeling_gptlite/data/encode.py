@@ -26,7 +26,7 @@ from ..files import cache_dir, written
 from . import DataError
 from .examples import EncodedRow, EvaluationExamples, Examples, ShuffledExamples, encode_rows
 from .formats import LANGUAGE_MODELING
-from .sources import Source
+from .sources import Scan, Source
 from .windows import EvaluationWindows, RandomWindows
 
 
@@ -34,12 +34,13 @@ Report = Callable[[str], None]
 
 
 def make_tokenizer(
-    source: Source, kind: Literal["char", "bpe", "word"] = "char", vocab_size: int = 1024
+    source: Source, kind: Literal["char", "bpe", "word"] = "char", vocab_size: int = 1024, report: Report = print
 ) -> PreTrainedTokenizerFast:
     """A tokenizer for the text of `source`, which is read once.
 
     Args:
         vocab_size: Number of tokens; a character vocabulary is as large as the text needs.
+        report: Called with a line before merges are learned, which takes a while if there is much text.
 
     Raises:
         DataError: The text is empty or cannot be read, or `vocab_size` is too small.
@@ -47,6 +48,8 @@ def make_tokenizer(
     try:
         if kind == "char":
             return build_char_tokenizer(source.texts())
+        if kind == "bpe":
+            report(f"learning a vocabulary of {vocab_size:,} tokens from {source.name}")
         build = {"bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[kind]
         return build(source.texts(), vocab_size)
     except ValueError as error:
@@ -64,7 +67,8 @@ class RunData:
         train: The samples of the whole run in order, `steps * windows_per_step` of them.
         validation: The whole validation split.
         steps: Number of optimizer steps.
-        prompt: What samples continue by default: a newline, or the first validation prompt.
+        prompt: What samples continue by default: a newline, nothing if the text is many documents, or the first
+            validation prompt.
         facts: What `run.json` says about the data.
     """
 
@@ -137,7 +141,8 @@ class EncodedText:
         """
         train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed)
         validation = EvaluationWindows(self.validation_ids, context)
-        return RunData(train, validation, steps, "\n", {**self.facts, "context_length": context})
+        prompt = "" if "documents" in self.facts else "\n"  # the empty one begins a document
+        return RunData(train, validation, steps, prompt, {**self.facts, "context_length": context})
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,11 @@ class EncodedExamples:
         for split, name in ((train, "training"), (validation, "validation")):
             if not len(split):
                 rows = len(self.train) + len(self.validation)
+                lengths = [row.last for row in (self.train if split is train else self.validation)]
+                advice = f": --context_length {max(lengths)} would keep them all" if lengths else ""
                 raise DataError(
                     f"{self.source.name}: none of {rows:,} rows is left for {name}; {split.skipped:,} are too long"
+                    f"{advice}"
                 )
         if truncated := train.truncated + validation.truncated:
             report(
@@ -227,7 +235,7 @@ def encode_text(
     scan = source.scan(separator)
     cut = int(scan.characters * (1 - validation_fraction))
     try:
-        train_ids, validation_ids, unknown = _packed_ids(source, tokenizer, scan.sha256, cut)
+        train_ids, validation_ids, note = _packed_ids(source, tokenizer, scan, cut)
     except DataError:
         raise
     except OSError as error:
@@ -236,17 +244,20 @@ def encode_text(
         ) from error
     except ValueError as error:  # a character has no id, and the tokenizer no unknown token
         raise DataError(error) from error
-    _report_unknown(unknown, len(train_ids) + len(validation_ids), report)
+    _report_unknown(Counter(note["unknown"]), len(train_ids) + len(validation_ids), report)
+    cut = note.get("train_characters", cut)
     facts = {
         "name": source.name,
         "sha256": scan.sha256,
         "train_characters": cut,
-        "validation_characters": scan.characters - cut,
+        "validation_characters": note.get("validation_characters", scan.characters - cut),
         "train_tokens": len(train_ids),
         "validation_tokens": len(validation_ids),
         "validation_targets": len(validation_ids) - 1,
         **_about(source),
     }
+    if source.has_short_texts and separator and scan.documents > 1:
+        facts["documents"] = scan.documents
     return EncodedText(train_ids, validation_ids, TextSlice(source, separator, 0, cut), facts)
 
 
@@ -279,42 +290,55 @@ def joined(source: Source, separator: str = "") -> Iterator[str]:
 
 
 def _packed_ids(
-    source: Source, tokenizer: PreTrainedTokenizerBase, sha256: str, cut: int
-) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
-    """The ids of both splits from the cache; if they are not there, both are encoded in one reading of the text.
+    source: Source, tokenizer: PreTrainedTokenizerBase, scan: Scan, cut: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The ids of both splits from the cache, and what is noted beside them.
 
-    One file holds both, so that no run finds one without the other.
+    If they are not there, both are encoded in one reading of the text. One file holds both, so that no run finds one
+    without the other. A separator at the cut belongs to training, and separators do not count as characters that
+    validate.
     """
-    encoder = Encoder(tokenizer)
-    about = [ENCODING, tokenizer_state(tokenizer), tokenizer.eos_token, sha256, cut]
+    encoder, separator = Encoder(tokenizer), scan.separator if scan.documents > 1 else ""
+    about: list[Any] = [ENCODING, tokenizer_state(tokenizer), tokenizer.eos_token, scan.sha256, cut]
+    if separator:
+        about.append("separators are whole")  # a version before cut them in two
     key = hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
     path, note = cache_dir() / f"{key}.{encoder.dtype.name}", cache_dir() / f"{key}.json"
     if not (path.exists() and note.exists()):
-        before, after = _divided(joined(source, tokenizer.eos_token or ""), cut)
-        train_tokens = 0
+        before, after = _divided(joined(source, separator), cut, separator)
+        counts: Counter[str] = Counter()
+
+        def counted(pieces: Iterator[str], name: str, without: str = "") -> Iterator[str]:
+            for piece in pieces:
+                counts[name] += len(piece) if piece != without else 0
+                yield piece
 
         def arrays() -> Iterator[np.ndarray]:
-            nonlocal train_tokens
-            for ids in encoder.arrays(before):
-                train_tokens += len(ids)
+            for ids in encoder.arrays(counted(before, "train_characters")):
+                counts["train_tokens"] += len(ids)
                 yield ids
-            yield from encoder.arrays(after)
+            yield from encoder.arrays(counted(after, "validation_characters", separator))
 
         write_ids(path, arrays())
         with written(note) as partial:
-            partial.write_text(json.dumps({"train_tokens": train_tokens, "unknown": encoder.unknown}), encoding="utf-8")
+            partial.write_text(json.dumps({"train_tokens": 0, **counts, "unknown": encoder.unknown}), encoding="utf-8")
     facts = json.loads(note.read_text(encoding="utf-8"))
     ids, end = map_ids(path, encoder.dtype), facts["train_tokens"]
-    return ids[:end], ids[end:], Counter(facts["unknown"])
+    return ids[:end], ids[end:], facts
 
 
-def _divided(pieces: Iterator[str], characters: int) -> tuple[Iterator[str], Iterator[str]]:
-    """The text before and after a number of characters, in pieces. The second part begins where the first one ended."""
+def _divided(pieces: Iterator[str], characters: int, separator: str) -> tuple[Iterator[str], Iterator[str]]:
+    """The text before and after a number of characters, in pieces; a separator there belongs to the first part.
+
+    The second part begins where the first one ended.
+    """
     rest = []
 
     def first() -> Iterator[str]:
         left = characters
         for piece in pieces:
+            if 0 < left < len(piece) and piece == separator:
+                left = len(piece)
             yield piece[:left]
             if len(piece) >= left:
                 rest.append(piece[left:])

@@ -1,38 +1,66 @@
-"""Reading files: text as it is, JSONL line by line, folders, downloads.
+"""Reading files: text, pages and books, tables, folders of them, downloads.
 
 for piece in read_text("my_book.txt"):
     ...
+
+`TEXTS` and `TABLES` say which files are read and how.
 """
 
 import codecs
+import contextlib
+import csv
+import gzip
 import http.client
+import io
+import itertools
 import json
 import os
+import re
 import urllib.request
-from collections.abc import Iterable, Iterator
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..files import UserPath, cache_dir, check_readable, sha256, written
 from . import DataError
+from .markup import epub_pages, html_text
 
 
 _PIECE_BYTES = 1 << 22
+_LINES_BYTES = 1 << 14  # of which lines are made: the first one is there soon
+_HEAD_BYTES = 1 << 12  # of a file, to see what it is
+# UTF-32's before UTF-16's, which begins in the same way.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
-def find_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The files that `paths` name: a folder stands for the `.txt` files in it, sorted by name.
+# ---- Finding -------------------------------------------------------------------------------------------------------
+
+
+def find_files(paths: Iterable[str | os.PathLike], report: Callable[[str], None] = print) -> list[Path]:
+    """The files that `paths` name: a folder stands for those in it, at any depth, whose suffix is known, by name.
+
+    Args:
+        report: Called with a line about each folder: how many files are read, and which are left out.
 
     Raises:
         DataError: A path does not exist, is a pipe or a device, is empty or may not be read; or a folder contains no
-            `.txt` file.
+            file that can be read.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"no such file: {path}")
-        files += _text_files(path) if path.is_dir() else [_regular_file(path)]
+        files += _files_in(path, report) if path.is_dir() else [_regular_file(path)]
     for path in files:
         check_readable(path, DataError)
         if path.stat().st_size == 0:
@@ -46,80 +74,337 @@ def _regular_file(path: Path) -> Path:
     return path
 
 
-def is_jsonl(path: str | os.PathLike) -> bool:
-    return Path(path).suffix.lower() == ".jsonl"
+def _files_in(folder: Path, report: Callable[[str], None]) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
-
-def _text_files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file())
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if suffix_of(path) not in (*TEXTS, *TABLES) or not path.is_file():
+                left_out[path.suffix.lower() or "without a suffix"] += 1
+            elif path.stat().st_size == 0:
+                left_out["empty"] += 1
+            else:
+                found.append(path)
     if not found:
-        raise DataError(f"no .txt file in the folder {folder}")
-    return found
+        raise DataError(f"no file that can be read in the folder {folder}; read are {' '.join([*TEXTS, *TABLES])}")
+    kinds = _counted(Counter(map(suffix_of, found)))
+    others = f"; left out: {_counted(left_out)}" if left_out else ""
+    report(f"{folder}: {len(found):,} files are read ({kinds}){others}")
+    return sorted(found)
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def suffix_of(path: str | os.PathLike) -> str:
+    """The suffix that says how a file is read, in lower case and without `.gz`."""
+    return Path(os.fspath(path).lower().removesuffix(".gz")).suffix
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+    """A file for reading, decompressed if its name ends with `.gz`."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if os.fspath(path).lower().endswith(".gz"):
+                with gzip.open(file) as decompressed:
+                    yield decompressed
+            else:
+                yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{os.fspath(path)} is not a complete gzip file: {error}") from error
+
+
+# ---- Text ----------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | os.PathLike, encoding: str | None = None, piece_bytes: int | None = None) -> Iterator[str]:
+    """The text of a file in pieces, line endings unchanged, without a byte-order mark.
+
+    Args:
+        encoding: Default: UTF-8. A byte-order mark takes precedence.
+        piece_bytes: Bytes of the file in a piece. Default: 4 MB.
+
+    Raises:
+        DataError: The file has another encoding; the message names the offset of the first wrong byte, and the
+            encoding that the file probably has.
+    """
+    with _opened(path) as file:
+        yield from _decoded(file.read, os.fspath(path), encoding, piece_bytes or _PIECE_BYTES)
+
+
+def _decoded(
+    read: Callable[[int], bytes], place: str, encoding: str | None, piece_bytes: int = _PIECE_BYTES
+) -> Iterator[str]:
+    raw = read(max(piece_bytes, *map(len, _MARKS)))
+    mark = next(filter(raw.startswith, _MARKS), b"")
+    name = _MARKS.get(mark) or encoding or "utf-8"
+    decoder = codecs.getincrementaldecoder(name)()
+    offset = 0
+    while True:
+        content = raw if offset else raw[len(mark) :]
+        pending = len(decoder.getstate()[0])  # bytes of a character that the last piece cut in two
+        try:
+            text = decoder.decode(content, final=not raw)
+        except UnicodeDecodeError as error:
+            position = offset + len(raw) - len(content) - pending + error.start
+            wrong = f"byte 0x{error.object[error.start]:02x} at offset {position}"
+            advice = _advice(error.object, error.start) if name == "utf-8" else "give another one with --encoding"
+            shown = "UTF-8" if name == "utf-8" else name
+            raise DataError(f"{place} is not {shown}: {wrong}; {advice}") from None
+        offset += len(raw)
+        if text:
+            yield text
+        if not raw:
+            return
+        raw = read(piece_bytes)
+
+
+# Encodings of text in which most letters are not ASCII, the characters that it consists of, and how many at least.
+_ENCODINGS = {
+    "cp1251": ("[\u0430-\u044f\u0451]", 0.7),
+    "koi8_r": ("[\u0430-\u044f\u0451]", 0.7),
+    "shift_jis": ("[\u3041-\u30ff]", 0.2),
+    "euc_jp": ("[\u3041-\u30ff]", 0.2),
+    "euc_kr": ("[\uac00-\ud7a3]", 0.6),
+    "gb18030": ("[\u4e00-\u9fff\u3001\u3002\uff0c]", 0.6),
+    "big5": ("[\u4e00-\u9fff\u3001\u3002\uff0c]", 0.6),
+}
+
+
+def _advice(raw: bytes, start: int) -> str:
+    """Which encoding text that is not UTF-8 probably has, and how that reads it."""
+    sample = raw[max(0, start - 1000) : start + 1000]
+    foreign, letters = sum(byte >= 0x80 for byte in sample), sum(map(str.isalpha, sample.decode("ascii", "ignore")))
+    for name in _ENCODINGS if foreign > letters else ():
+        characters, least = _ENCODINGS[name]
+        beyond = re.sub("[\x00-\x7f\ufffd]", "", sample.decode(name, "replace"))
+        if len(re.findall(characters, beyond)) > least * len(beyond) and beyond:
+            break
+    else:
+        name = "cp1252" if _reads(sample, "cp1252") else "latin-1"
+    line = raw[max(0, start - 20) : start + 20].decode(name, "replace")
+    read = " ".join(line.split())
+    return f"it is probably {name}, which reads {read!r} there: save it as UTF-8, or train with --encoding {name}"
+
+
+def _reads(raw: bytes, encoding: str) -> bool:
+    try:
+        raw.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def check_encoding(name: str) -> None:
+    """Raise `DataError` if there is no encoding of this name."""
+    try:
+        "".encode(name)
+    except LookupError:
+        raise DataError(f"--encoding {name} is unknown; encodings are cp1252, latin-1, utf-16, gb18030, ...") from None
+
+
+def lines(pieces: Iterable[str]) -> Iterator[str]:
+    r"""The lines of a text, without the `\n`, `\r\n` or `\r` at their ends."""
+    newlines, rest = io.IncrementalNewlineDecoder(None, translate=True), ""
+    for piece, final in itertools.chain(((piece, False) for piece in pieces), [("", True)]):
+        *whole, rest = (rest + newlines.decode(piece, final)).split("\n")  # type: ignore[arg-type]  # text, undecoded
+        yield from whole
+    if rest:
+        yield rest
+
+
+def _html(path: str | os.PathLike, encoding: str | None = None) -> Iterator[str]:
+    yield html_text("".join(read_text(path, encoding)))
+
+
+def _epub(path: str | os.PathLike, encoding: str | None = None) -> Iterator[str]:
+    for index, page in enumerate(epub_pages(path)):
+        text = html_text("".join(_decoded(io.BytesIO(page).read, os.fspath(path), encoding)))
+        if text.strip():
+            yield "\n" + text if index else text
+
+
+TEXTS: dict[str, Callable[..., Iterator[str]]] = {
+    ".txt": read_text,
+    ".md": read_text,
+    ".html": _html,
+    ".htm": _html,
+    ".xhtml": _html,
+    ".epub": _epub,
+}
+_FRAME_START = re.compile(r"\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG[^*]*\*\*\*\s*")
+_FRAME_END = re.compile(r"(?:End of (?:the )?Project Gutenberg[^*]{0,500})?\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG")
+_FRAME_END_CHARACTERS = 1000  # more than a match has, with the space before it
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """The text of a file, in pieces; each iteration reads the file again."""
+    """The text of a file, in pieces; each iteration reads the file again.
+
+    Attributes:
+        encoding: Default: UTF-8.
+        framed: The text stands between the license of Project Gutenberg, which is left out.
+    """
 
     path: Path
+    encoding: str | None = None
+    framed: bool = False
+
+    @classmethod
+    def of(cls, path: Path, encoding: str | None) -> "TextFile":
+        """A file named by the user.
+
+        Raises:
+            DataError: It does not contain text.
+        """
+        suffix = suffix_of(path)
+        if suffix in TEXTS and TEXTS[suffix] is not read_text:
+            return cls(path, encoding, any(_FRAME_START.search(piece) for piece in cls(path, encoding)))
+        with _opened(path) as file:
+            head = file.read(_HEAD_BYTES)
+        is_known = suffix in TEXTS or encoding is not None or head.startswith(tuple(_MARKS))
+        if not is_known and (b"\0" in head or (re.search(rb"[\x01-\x08\x0e-\x1a]", head) and not _is_utf8(head))):
+            raise DataError(
+                f"{path} is not text. --train_file reads {' '.join([*TEXTS, *TABLES])}, each also .gz, and other files "
+                "of text. Convert it first: PDF with pdftotext, documents with pandoc -o FILE.txt, spreadsheets to CSV"
+            )
+        return cls(path, encoding, _FRAME_START.search(head.decode("latin-1")) is not None)
 
     def __iter__(self) -> Iterator[str]:
-        return read_text(self.path)
+        pieces = TEXTS.get(suffix_of(self.path), read_text)(self.path, self.encoding)
+        return _without_frame(pieces) if self.framed else pieces
+
+    @property
+    def has_tags(self) -> bool:
+        return TEXTS.get(suffix_of(self.path), read_text) is not read_text
 
 
-def read_text(path: str | os.PathLike) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces, line endings unchanged.
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
-    Raises:
-        DataError: The file is not UTF-8; the message names the offset of the first wrong byte.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with open(path, "rb", buffering=0) as file:
-        while True:
-            raw = file.read(_PIECE_BYTES)
-            pending = len(decoder.getstate()[0])  # bytes of a character that the last piece cut in two
-            try:
-                text = decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                position = offset - pending + error.start
-                byte = error.object[error.start]
-                raise DataError(f"{os.fspath(path)} is not UTF-8: byte 0x{byte:02x} at offset {position}") from None
-            offset += len(raw)
-            if text:
-                yield text
-            if not raw:
-                return
+
+def _without_frame(pieces: Iterable[str]) -> Iterator[str]:
+    """The text between the lines of Project Gutenberg that say where the book starts and ends."""
+    text, rest = "", iter(pieces)
+    while not (match := _FRAME_START.search(text)) or match.end() == len(text):
+        if (piece := next(rest, None)) is None:
+            break
+        text += piece
+    text = text[match.end() :] if match else text
+    while not (match := _FRAME_END.search(text)):
+        yield text[:-_FRAME_END_CHARACTERS]
+        text = text[-_FRAME_END_CHARACTERS:]
+        if (piece := next(rest, None)) is None:
+            yield text
+            return
+        text += piece
+    yield text[: match.start()].rstrip() + "\n"
+
+
+# ---- Tables --------------------------------------------------------------------------------------------------------
+
+
+def _json_lines(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines(read_text(path, encoding, _LINES_BYTES)), 1):
+        if line.strip():
+            yield _row(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}")
+
+
+def _json(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
+    try:
+        content = json.loads("".join(read_text(path, encoding)))
+    except json.JSONDecodeError:
+        yield from _json_lines(path, encoding)  # many files of this name have one object per line
+        return
+    for number, row in enumerate(content if isinstance(content, list) else [content], 1):
+        yield _row(row, f"{path}, row {number}")
+
+
+def _parsed(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON: {error}") from None
+
+
+def _row(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: {json.dumps(row)[:40]!r} is not a JSON object")
+    return row
+
+
+def _csv(path: Path, encoding: str | None, delimiter: str) -> Iterator[dict[str, str]]:
+    """All values are text, as they stand in the file; the first row contains the names of the columns."""
+    csv.field_size_limit(1 << 30)  # a story is longer than the default of 131,072 characters
+    text = lines(read_text(path, encoding, _LINES_BYTES))
+    first = next(text, "")
+    if delimiter == "," and "," not in first and ";" in first:
+        delimiter = ";"  # where the comma is the decimal point
+    reader = csv.reader((f"{line}\n" for line in itertools.chain([first], text)), delimiter=delimiter, strict=True)
+    try:
+        names = next(reader, [])
+        for values in filter(None, reader):
+            if len(values) != len(names):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(values)} values, but {len(names)} columns "
+                    f"({', '.join(names)[:100]}); a value that contains {delimiter!r} must be quoted"
+                )
+            yield dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _parquet(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with _opened(path) as file:
+            for batch in ParquetFile(file).iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
+
+
+TABLES: dict[str, Callable[[Path, str | None], Iterator[dict[str, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": partial(_csv, delimiter=","),
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".parquet": _parquet,
+}
+
+
+def is_table(path: str | os.PathLike) -> bool:
+    return suffix_of(path) in TABLES
 
 
 @dataclass(frozen=True)
 class RowFiles:
-    """The JSON objects of JSONL files, one per line; empty lines are skipped. Each iteration reads the files again.
+    """The rows of tables, as mappings from columns to values. Each iteration reads the files again.
 
-    An iteration raises `DataError` if a line is not a JSON object; the message names file and line.
+    An iteration raises `DataError` if a row cannot be read; the message names the file and the line or the row.
     """
 
     paths: list[Path]
+    encoding: str | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for path in self.paths:
-            with open(path, encoding="utf-8") as file:
-                try:
-                    for number, line in enumerate(file, 1):
-                        if line.strip():
-                            yield _row(line, f"{path}, line {number}")
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{path} is not UTF-8: {error}") from None
+            yield from TABLES[suffix_of(path)](path, self.encoding)
 
 
-def _row(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: {line.strip()[:40]!r} is not a JSON object")
-    return row
+# ---- Downloads -----------------------------------------------------------------------------------------------------
 
 
 def download(file_name: str, url: str, expected_sha256: str) -> list[TextFile]:

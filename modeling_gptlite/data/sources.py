@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +18,7 @@ from tokenization.builders import END_OF_TEXT
 
 from ..files import UserPath
 from . import DataError
-from .files import RowFiles, TextFile, download, find_files, is_jsonl
+from .files import RowFiles, TextFile, check_encoding, download, find_files, is_table, lines
 from .formats import CHAT_TEMPLATE, EXAMPLES, LANGUAGE_MODELING, DatasetFormat, Part
 
 
@@ -46,6 +46,7 @@ class Source:
         language, license: Of a built-in text.
         hub_dataset: Repository id, if the text comes from the Hub.
         chat_template: Jinja template that turns messages into text.
+        has_short_texts: The documents are rows or lines: a model of them ends its texts where it predicts their end.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     license: str | None = None
     hub_dataset: str | None = None
     chat_template: str = CHAT_TEMPLATE
+    has_short_texts: bool = False
     _scan: Scan | None = field(default=None, init=False, repr=False)
 
     def texts(self) -> Iterator[str]:
@@ -148,6 +150,19 @@ class Rows:
             raise DataError(f"cannot read the dataset {self.name!r}: {_reason(error)}") from error
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Each line of text files as a document, without those that are empty; each iteration reads them again."""
+
+    files: list[TextFile]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for file in self.files:
+            for line in lines(file):
+                if line.strip():
+                    yield [line]
+
+
 # ---- Built-in texts ------------------------------------------------------------------------------------------------
 
 
@@ -197,24 +212,29 @@ class SourceArguments:
     train_file: list[UserPath] | None = field(
         default=None,
         metadata={
-            "help": "UTF-8 text files, or folders of .txt files; or .jsonl files with a column text, columns prompt "
-            "and completion, or a column messages.",
+            "help": "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); each also .gz; or "
+            "folders of them.",
             "nargs": "+",
         },
     )
     dataset: UserPath | None = field(
         default=None,
         metadata={
-            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
+            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; or a dataset's Hub name or folder. "
             f"Default: {AUTO}, unless --train_file is given."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     text_column: str | None = field(
         default=None,
-        metadata={"help": "The dataset's column of text. Default: text, unless there are columns of examples."},
+        metadata={"help": "Column of text. Default: text, if it exists."},
     )
-    streaming: bool = field(default=False, metadata={"help": "Read the dataset row by row, without a local copy."})
+    documents: Literal["files", "lines"] = field(
+        default="files",
+        metadata={"help": "A text file's documents: itself, or its lines."},
+    )
+    encoding: str | None = field(default=None, metadata={"help": "Of the files. Default: utf-8."})
+    streaming: bool = field(default=False, metadata={"help": "Read the dataset row by row, without a copy."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Fraction of the text, at its end, that is used for validation only."}
     )
@@ -234,27 +254,47 @@ def open_source(args: SourceArguments, report: Callable[[str], None] = print) ->
     if args.train_file and args.dataset:
         raise DataError("give either --train_file or --dataset, not both")
     if args.train_file:
-        return _open_files(args.train_file, args.text_column)
+        return _open_files(args, report)
+    if args.encoding or args.documents != "files":
+        raise DataError("--encoding and --documents are for the files of --train_file")
     name = args.dataset or AUTO
     if name == AUTO or name in SOURCES:
         return _open_built_in(list(SOURCES) if name == AUTO else [name], report)
     return _open_dataset(name, args)
 
 
-def _open_files(paths: Sequence[str], text_column: str | None) -> Source:
-    kinds = {is_jsonl(path) for path in paths}
-    if len(kinds) > 1:
-        raise DataError("--train_file takes .jsonl files or text files, not both")
-    files = find_files(paths)
+def _open_files(args: SourceArguments, report: Callable[[str], None]) -> Source:
+    if args.encoding is not None:
+        check_encoding(args.encoding)
+    files = find_files(args.train_file or [], report)
     name = " ".join(path.name for path in files) if len(files) <= 8 else f"{len(files):,} files"
-    if kinds == {False}:
-        return Source(name, [TextFile(path) for path in files])
+    tables = [path for path in files if is_table(path)]
+    if tables and len(tables) < len(files):
+        text = next(path for path in files if path not in tables)
+        raise DataError(f"--train_file takes tables or files of text, not both: {tables[0]} and {text}; name one kind")
+    if not tables:
+        return _open_texts(name, [TextFile.of(path, args.encoding) for path in files], args.documents, report)
+    if args.documents == "lines":
+        raise DataError(f"--documents lines is for files of text; each row of {tables[0]} is a document already")
     for path in files:
-        if next(iter(RowFiles([path])), None) is None:
+        if next(iter(RowFiles([path], args.encoding)), None) is None:
             raise DataError(f"{path} is empty")
-    rows = RowFiles(files)
-    format, text_column = _format_of(name, list(next(iter(rows))), text_column)
-    return Source(name, Rows(name, rows, text_column), format)
+    rows = RowFiles(files, args.encoding)
+    format, text_column = _format_of(name, list(next(iter(rows))), args.text_column)
+    return Source(name, Rows(name, rows, text_column), format, has_short_texts=format is LANGUAGE_MODELING)
+
+
+def _open_texts(name: str, files: list[TextFile], documents: str, report: Callable[[str], None]) -> Source:
+    for what, concerned in (
+        ("tags are", [file for file in files if file.has_tags]),
+        ("the license of Project Gutenberg is", [file for file in files if file.framed]),
+    ):
+        if concerned:
+            where = concerned[0].path.name if len(concerned) == 1 else f"{len(concerned):,} files"
+            report(f"{what} left out of {where}")
+    if documents == "lines":
+        return Source(name, Lines(files), has_short_texts=True)
+    return Source(name, files)
 
 
 def _open_built_in(names: list[str], report: Callable[[str], None]) -> Source:
@@ -276,7 +316,8 @@ def _open_dataset(name: str, args: SourceArguments) -> Source:
     format, text_column = _format_of(name, columns, args.text_column)
     rows = rows.select_columns([text_column] if text_column else list(format.columns))
     hub_dataset = None if os.path.exists(name) else name
-    return Source(name, Rows(name, rows, text_column), format, hub_dataset=hub_dataset)
+    documents, is_text = Rows(name, rows, text_column), format is LANGUAGE_MODELING
+    return Source(name, documents, format, hub_dataset=hub_dataset, has_short_texts=is_text)
 
 
 def _format_of(name: str, columns: list[str], text_column: str | None) -> tuple[DatasetFormat, str | None]:

@@ -15,6 +15,11 @@ from . import DataError
 IGNORED = -100  # the label that losses ignore
 
 
+def longest_context(tokens: int) -> int:
+    """The longest context length, a power of two, with which two windows or more fit in the text; 0 if none does."""
+    return 1 << (tokens // 2).bit_length() - 1 if tokens > 1 else 0
+
+
 class RandomWindows(Dataset):
     """Training windows of `context + 1` ids at random offsets; sample i depends only on (`seed`, i).
 
@@ -35,8 +40,11 @@ class RandomWindows(Dataset):
 
     def __init__(self, ids: np.ndarray, context: int, samples: int, seed: int):
         if len(ids) <= context:
+            shorter = longest_context(len(ids))
+            advice = f"give more text, or --context_length {shorter}" if shorter else "give more text"
             raise DataError(
-                f"the training text has {len(ids):,} tokens; a window of the context length needs {context + 1:,}"
+                f"the training text has {len(ids):,} tokens; a window of the context length needs {context + 1:,}: "
+                f"{advice}"
             )
         self.ids, self.context, self.samples, self.seed = ids, context, samples, seed
         self.tokens_per_sample = context
@@ -66,7 +74,10 @@ class EvaluationWindows(Dataset):
 
     def __init__(self, ids: np.ndarray, context: int):
         if len(ids) < 2:
-            raise DataError(f"the validation text has {len(ids)} tokens; at least 2 are needed")
+            raise DataError(
+                f"the validation text has {len(ids)} tokens; at least 2 are needed: give more text, or a larger "
+                "--validation_fraction"
+            )
         self.ids, self.context = ids, context
 
     def __len__(self) -> int:

@@ -70,7 +70,7 @@ def load_or_build_tokenizer(
         check_pretrained(args.model_name_or_path)
         tokenizer = load_tokenizer(args.tokenizer or args.model_name_or_path)
     elif name in BUILT_TOKENIZERS:
-        tokenizer = make_tokenizer(source, name, args.vocab_size)  # type: ignore[arg-type]  # one of the three
+        tokenizer = make_tokenizer(source, name, args.vocab_size, log)  # type: ignore[arg-type]  # one of the three
     else:
         tokenizer = load_tokenizer(name)
     source.share_template(tokenizer)

@@ -29,7 +29,7 @@ from .settings import defaults
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "where the run is stored and uploaded": ("output_dir", "resume_from_checkpoint", "push_to_hub", "hub_*"),
     "where the text comes from; its sha256 is compared": (
-        *("train_file", "dataset", "dataset_config", "text_column", "streaming"),
+        *("train_file", "dataset", "dataset_config", "text_column", "streaming", "encoding"),
     ),
     "how the number of steps is given; the number is compared": ("max_steps", "num_train_epochs"),
     "how the precision is given; the precision is compared": ("precision", "bf16", "fp16"),

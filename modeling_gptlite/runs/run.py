@@ -145,7 +145,8 @@ class Run:
         loss = self._loss(model, step)
         if self.facts["lora_merged"]:
             trainer.model = model = model.merge_and_unload()  # type: ignore[operator]  # a PeftModel
-        model.generation_config = sampling_defaults(self.tokenizer, stops="examples" in self.facts["data"])
+        stops = not {"examples", "documents"}.isdisjoint(self.facts["data"])
+        model.generation_config = sampling_defaults(self.tokenizer, stops)
         text, length = "", self.args.data.sample_length
         if length:
             ends = model.generation_config.eos_token_id

@@ -91,7 +91,7 @@ class DataArguments(SourceArguments):
     )
     sample_prompt: str | None = field(
         default=None,
-        metadata={"help": "Prompt of the samples. Default: a newline, or the first validation prompt."},
+        metadata={"help": "Prompt of the samples. Default: a newline, or what begins a document."},
     )
     eval_sample_length: int = field(
         default=64, metadata={"help": "Tokens of the sample before training and at each evaluation; 0 for none."}
