@@ -118,7 +118,7 @@ def test_a_trainer_alone_does_not_take_auto(tmp_path):
 
 
 def test_minutes_replace_the_steps_of_a_recipe_and_what_depends_on_them(text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "time_run", lambda *_: COSTS)
+    monkeypatch.setattr(train, "time_run", lambda *_, **__: COSTS)
     monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)
     places = {"train_file": [str(text_file)], "output_dir": str(tmp_path / "run")}
     run = start_from("quickstart", **places, minutes=1, model_overrides={"hidden_size": 32})
@@ -154,7 +154,7 @@ def measured(monkeypatch):
     def takes(*parts, **named):
         found = costs(*parts, **named)
 
-        def time_run(build, args, data, *_):
+        def time_run(build, args, data, *_, **__):
             return dataclasses.replace(found, tokens_per_step=data.tokens_per_step)
 
         monkeypatch.setattr(train, "time_run", time_run)
@@ -164,7 +164,7 @@ def measured(monkeypatch):
     return takes
 
 
-def measures_again(*_):
+def measures_again(*_, **__):
     pytest.fail("measured again")
 
 

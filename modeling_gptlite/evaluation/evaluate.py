@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from .. import GPTLiteForCausalLM
@@ -23,8 +24,9 @@ from ..decoding import SAMPLING
 from ..errors import UserError, check
 from ..loading import check_folder, load_for_inference, load_tokenizer
 from ..runs.card import render_card
-from ..runs.record import RecordError, plain, read_run, write_run
+from ..runs.record import RUN_FILE, RecordError, plain, read_run, write_run
 from ..training import metrics
+from ..training.hardware import LARGE, inference_precision
 from . import statistics
 
 
@@ -41,7 +43,7 @@ class EvaluationSettings:
         metadata={"help": "Of the continuations. Below 1: more predictable; above 1: more random."},
     )
     context_length: int | None = field(
-        default=None, metadata={"help": "Tokens per window. Default: each model's context length."}
+        default=None, metadata={"help": "Tokens per window. Default: those of each model's training, else its maximum."}
     )
     batch_size: int = field(default=64, metadata={"help": "Windows per batch."})
     seed: int = field(default=0, metadata={"help": "Of the continuations."})
@@ -165,7 +167,7 @@ def evaluate_models(
     for name, split in zip(models, splits, strict=True):
         model, tokenizer = load_for_inference(name, settings.device, dtype="float32")
         report(f"evaluating {name} ...")
-        row, scores = evaluate_predictions(model, split, settings)
+        row, scores = evaluate_predictions(model, split, settings, trained_context(name))
         # Models with the same tokens are compared token by token, which removes the variance of the text itself.
         if losses and np.array_equal(split.validation_ids, splits[0].validation_ids):
             difference = scores.losses - losses[0]
@@ -187,21 +189,39 @@ def evaluate_models(
     return evaluation
 
 
+def trained_context(name: str) -> int | None:
+    """The context length that a model was trained with, if its folder has the record of that."""
+    if not (Path(name) / RUN_FILE).exists():
+        return None
+    data = read_run(Path(name)).get("data")
+    context = data.get("context_length") if isinstance(data, dict) else None
+    return context if isinstance(context, int) else None
+
+
 def evaluate_predictions(
-    model, split: EncodedText, settings: EvaluationSettings
+    model, split: EncodedText, settings: EvaluationSettings, trained: int | None = None
 ) -> tuple[dict[str, Any], statistics.TokenScores]:
-    """The model's predictions for the validation ids: a row of the table, and the score of every token."""
+    """The model's predictions for the validation ids: a row of the table, and the score of every token.
+
+    Args:
+        trained: The context length unless the settings have one; None for the model's maximum.
+    """
     longest = model.config.max_position_embeddings
-    context = settings.context_length or longest
+    context = settings.context_length or min(trained or longest, longest)
     if not 1 <= context <= longest:
         raise UserError(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
-    scores = statistics.score_tokens(model, EvaluationWindows(split.validation_ids, context), settings.batch_size)
+    windows = EvaluationWindows(split.validation_ids, context)
+    precision = inference_precision(model)
+    size = settings.batch_size if model.num_parameters() < LARGE else max(1, min(settings.batch_size, 4096 // context))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        scores = statistics.score_tokens(model, windows, size)
     loss, characters = float(scores.losses.mean(dtype="float64")), split.facts["validation_characters"]
     return {
         "parameters": model.num_parameters(),
         "context_length": context,
+        "precision": precision,
         "loss": loss,
         "loss_interval": statistics.confidence_interval(scores.losses),
         "perplexity": metrics.perplexity(loss),
@@ -240,6 +260,8 @@ def evaluate_texts(
 
 ROWS = {  # docs/training.md explains these rows, and the model card has the same words
     "parameters": ("parameters", "{:,}"),
+    "context length (tokens)": ("context_length", "{:,}"),
+    "precision": ("precision", "{}"),
     "validation loss (nats per token)": ("loss", "{:.4f}"),
     "95 % interval of the loss": ("loss_interval", "{0[0]:.4f} to {0[1]:.4f}"),
     "difference to the first model": ("difference", "{:+.4f}"),

@@ -3,9 +3,12 @@
 print(advise(trainer.state.log_history))
 """
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 
+SHORT = 700_000  # tokens of a text that is too short to learn a language from
 SMALL = 0.01  # nats per token: less than this is neither a rise nor a fall
 WIDE = 0.15  # nats per token between training and validation loss
 LATE = 0.75  # of the steps; what follows is the end of a run
@@ -45,3 +48,14 @@ def advise(log_history: list[dict[str, Any]], is_limited_by_text: bool = False) 
             "help"
         )
     return "the validation loss no longer falls and is close to the training loss: a larger model would help"
+
+
+def suggest_base(train_file: Sequence[str] | None, train_tokens: int, is_pretrained: bool) -> str | None:
+    """One sentence after a run from scratch on a short file: a pretrained model knows its language already."""
+    if is_pretrained or train_file is None or train_tokens >= SHORT:
+        return None
+    files = " ".join(map(shlex.quote, train_file))
+    return (
+        "so little text teaches a new model little: a pretrained one would help far more, with "
+        f"gptlite train --model_name_or_path auto --train_file {files} --minutes 10"
+    )

@@ -18,6 +18,7 @@ from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
 from . import tuning
+from .advice import SHORT
 from .recipes import override
 from .settings import defaults
 
@@ -223,7 +224,7 @@ SIZES = (
     Size(1_000_000, 2.039, 0.1568, {2: 0.1, 5: 0.2}, _fields(width=384, layers=6, heads=6, context=256)),
 )
 MIN_STEP_RATIO = 1.5  # on CPUs, a step is at least this many times slower than with the next smaller size: 2.1 to 6.9
-SHORT_TEXT_TOKENS = 700_000  # a text of fewer tokens is memorized in more passes, also with dropout
+SHORT_TEXT_TOKENS = SHORT  # a text of fewer tokens is memorized in more passes, also with dropout
 PASSES_OF_SHORT_TEXT, LEAST_STEPS = 5, 100
 
 

@@ -24,8 +24,9 @@ from ..data.sources import Source
 from ..errors import UserError
 from ..loading import LOADING_ERRORS, check_pretrained, load_config, load_model, load_tokenizer, quiet_transformers
 from ..loading import reason as reason_of
+from ..training.hardware import LARGE
 from .settings import Arguments, ModelArguments
-from .tuning import LARGE, Base
+from .tuning import Base
 
 
 BUILT_TOKENIZERS = ("char", "bpe", "word")  # built from the text

@@ -28,7 +28,7 @@ from ..training.callbacks import (
 from ..training.hardware import describe
 from ..training.metrics import evaluate_loss
 from ..training.trainer import CausalLMTrainer, whole_model
-from .advice import advise
+from .advice import advise, suggest_base
 from .card import render_card
 from .plots import plot_run, published_levels
 from .record import Clock, make_record, summary, write_run
@@ -157,6 +157,11 @@ class Run:
         self.log(f"\n{text}\n")
         self.log(f"{summary(record)}; saved in {training.output_dir}")
         if advice := advise(record["log_history"], self.facts.get("budget", {}).get("limited_by_text", False)):
+            self.log(advice)
+        data = self.args.data
+        if advice := suggest_base(
+            data.train_file, self.facts["data"]["train_tokens"], bool(self.facts["fine_tuned_from"])
+        ):
             self.log(advice)
         if training.push_to_hub:
             commit = trainer.push_to_hub("End of training", card=render_card(record, str(trainer.hub_model_id)))

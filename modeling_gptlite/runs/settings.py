@@ -36,7 +36,10 @@ class ModelArguments:
     )
     model_name_or_path: UserPath | None = field(
         default=None,
-        metadata={"help": "Folder or Hub name of a model to continue or fine-tune, instead of a preset."},
+        metadata={
+            "help": "Folder or Hub name of a model to continue or fine-tune, instead of a preset; auto: a small "
+            "one that suits text and memory."
+        },
     )
     tokenizer: UserPath | None = field(
         default=None,

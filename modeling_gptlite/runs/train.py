@@ -4,8 +4,10 @@ run = start_from("quickstart", train_file="book.txt", output_dir="out/book")
 record = run.train()  # the same two lines resume a run that was interrupted
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -13,11 +15,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.encode import EncodedExamples, EncodedText, RunData, encode
-from ..data.sources import open_source
+from ..data.sources import Source, open_source
 from ..training.callbacks import say
 from ..training.memory import free_memory, training_memory
 from ..training.timing import Costs, time_run
-from . import auto
+from . import auto, tuning
 from .card import describe_model
 from .model import (
     ModelError,
@@ -81,6 +83,9 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     with asked.training.main_process_first():  # the other processes find the text and its ids in the cache
         source = open_source(asked.data, log)
     checkpoint = find_checkpoint(asked.training, log)
+    if asked.model.model_name_or_path == auto.AUTO:
+        settings["model_name_or_path"] = name_base(asked, source, checkpoint, log)
+        asked = parse(settings)
     with asked.training.main_process_first():
         tokenizer, added = load_or_build_tokenizer(asked.model, source, log)
         text = encode(source, tokenizer, asked.data.validation_fraction, log)
@@ -108,6 +113,17 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     facts["lora_merged"] = "lora_r" in resolved.recorded.get(auto.TUNED, {})  # the user did not ask for an adapter
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
     return Run(model, tokenizer, args, data, facts, identity, checkpoint, log)
+
+
+def name_base(asked: Arguments, source: Source, checkpoint: Path | None, log: Log) -> str:
+    """The pretrained model for `--model_name_or_path auto`: the checkpoint's, or one for the text and the memory."""
+    if checkpoint and (name := recorded_run(checkpoint).get("model_name_or_path")):
+        return name
+    beginning = "".join(itertools.islice(source.texts(), 1))[:100_000]
+    language = asked.data.language or source.language
+    base = tuning.choose_base(language, beginning, free_memory(asked.training.device))
+    log(f"auto: {base.name}, {base.megabytes:,} MB to download once, license {base.license}")
+    return base.name
 
 
 def count_steps(settings: Mapping[str, Any], text: Encoded, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -8,15 +8,14 @@ print(chosen)  # {"context_length": 1024, "learning_rate": 0.0001, ...}
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..training.arguments import ArgumentError
 from .settings import defaults
 
-
-LARGE = 20_000_000  # parameters; a smaller model of this package trains with the defaults of `gptlite train`
 
 CONTEXT = 768  # tokens; a longer window lowers the loss, and takes more time and memory: 4 GB with 135M parameters
 TOKENS_PER_STEP, MOST_TOKENS_PER_STEP = 1024, 8192
@@ -51,6 +50,62 @@ class Base:
 
     longest: int | None
     new_tokens: int = 0
+
+
+# ---- Which base ----------------------------------------------------------------------------------------------------
+
+
+class Named(NamedTuple):
+    """A pretrained model on the Hub that suits small machines, with what a user wants to know before the download."""
+
+    name: str
+    megabytes: int
+    license: str
+    is_english: bool
+    memory: int  # bytes; its fine-tuning needs at least this many
+
+
+BASES = (  # the best one for a text and a memory comes first
+    Named("HuggingFaceTB/SmolLM2-135M", 269, "apache-2.0", True, 2 * 10**9),
+    Named("EleutherAI/pythia-70m", 166, "apache-2.0", True, 10**9),
+    Named("Qwen/Qwen3-0.6B-Base", 1192, "apache-2.0", False, 8 * 10**9),
+)
+
+
+def is_english(text: str) -> bool:
+    """Whether the beginning of a text has the commonest words of English as often as English has."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return bool(words) and sum(word in _ENGLISH for word in words) > 0.1 * len(words)
+
+
+_ENGLISH = frozenset(
+    re.findall(r"\w+", "the of and to in is that it for as was with be by on not he his you at this are")
+)
+
+
+def choose_base(language: str | None, beginning: str, free: int) -> Named:
+    """The base to fine-tune for a text.
+
+    Args:
+        language: As it was given, `en` for example; None to look at the text.
+        beginning: Of the text.
+        free: Bytes of memory.
+
+    Raises:
+        ArgumentError: None of `BASES` suits.
+    """
+    english = is_english(beginning) if language is None else language.lower().split("-")[0] in ("en", "english")
+    for base in BASES:
+        if base.memory <= free and (base.is_english is english):
+            return base
+    text = "a text in English" if english else "a text in another language than English"
+    raise ArgumentError(
+        f"--model_name_or_path auto knows no model for {text} that {free / 1e9:.1f} GB of memory are enough for; "
+        "name one, or train from scratch without it"
+    )
+
+
+# ---- How to fine-tune it -------------------------------------------------------------------------------------------
 
 
 def tune(settings: Mapping[str, Any], base: Base, train_tokens: int, memory: Memory) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
+from tqdm import tqdm
 
 from ..data.examples import EvaluationExamples
 from ..data.windows import IGNORED, EvaluationWindows, whole_batch
@@ -45,12 +46,16 @@ def mean_loss(per_window: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
 def measure_tokens(
     model, windows: EvaluationWindows | EvaluationExamples, batch_size: int, measure: Measure
 ) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    """What `measure` returns for all tokens of `windows`, and the targets, one batch `(batch, tokens)` at a time."""
+    """What `measure` returns for all tokens of `windows`, and the targets, one batch `(batch, tokens)` at a time.
+
+    On a terminal, a bar shows the progress of what takes more than a few seconds.
+    """
     was_training = model.training
     model.eval()
     head = plain_head(model)
     collate: Any = whole_batch
-    for batch in DataLoader(windows, batch_size, sampler=SequentialSampler(windows), collate_fn=collate):
+    batches = DataLoader(windows, batch_size, sampler=SequentialSampler(windows), collate_fn=collate)
+    for batch in tqdm(batches, "evaluating", disable=None, delay=3, leave=False):
         targets = batch["shift_labels"].to(model.device)
         yield by_token(model, head, batch["input_ids"].to(model.device), targets, measure), targets
     model.train(was_training)

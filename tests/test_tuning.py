@@ -1,0 +1,242 @@
+"""How the fine-tuning of a pretrained model is chosen, and what comes of it with models of four classes."""
+
+import json
+
+import pytest
+import torch
+from helpers import interrupted, run_python, same_weights
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modeling_gptlite.runs import auto, tuning
+from modeling_gptlite.runs.auto import Facts, resolve
+from modeling_gptlite.runs.train import start_from
+from modeling_gptlite.runs.tuning import LORA_RANK, LORA_RATE, RATE, Base, intervals, spread, tune
+from modeling_gptlite.training.arguments import ArgumentError
+from modeling_gptlite.training.timing import Costs
+from tokenization import build_char_tokenizer
+
+
+BASE, TOKENS = Base(longest=8192), 300_000
+MODEL = {"model_name_or_path": "base"}
+COSTS = Costs(start=5.0, step=3.0, short_step=3.0, evaluation=10.0, checkpoint=2.0, finish=8.0, tokens_per_step=768)
+
+
+def enough(settings):
+    return 1, 1
+
+
+def memory_of(free, full=4.0):
+    """Needs `full` GB to train all weights in windows of 768 tokens, a half for LoRA, a half again for activations."""
+
+    def memory(settings):
+        needed = full * (0.5 if settings.get("lora_r") else 1.0) * settings["context_length"] / 768
+        return int(1e9 * needed * (0.5 if settings.get(tuning.CHECKPOINTING) else 1.0)), int(1e9 * free)
+
+    return memory
+
+
+# ---- What is chosen ------------------------------------------------------------------------------------------------
+
+
+def test_all_weights_but_the_embeddings_are_trained_in_long_windows():
+    chosen = tune(MODEL, BASE, TOKENS, enough)
+    assert (chosen["context_length"], chosen["per_device_train_batch_size"]) == (768, 1)
+    assert chosen["learning_rate"] == RATE
+    assert chosen["freeze_embeddings"]
+    assert chosen["eval_on_start"]
+    assert "lora_r" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (4.0, {}),
+        (2.0, {tuning.CHECKPOINTING: True}),
+        (1.99, {"context_length": 384, tuning.CHECKPOINTING: True}),
+        (0.99, {"context_length": 192, tuning.CHECKPOINTING: True}),
+        (0.49, {"context_length": 192, tuning.CHECKPOINTING: True, "lora_r": LORA_RANK, "learning_rate": LORA_RATE}),
+    ],
+)
+def test_less_memory_means_more_computation_then_shorter_windows_then_lora(free, expected):
+    chosen = tune(MODEL, BASE, TOKENS, memory_of(free))
+    whole = {"context_length": 768, tuning.CHECKPOINTING: False, "learning_rate": RATE, **expected}
+    assert {name: chosen[name] for name in whole} == whole
+    assert ("lora_r" in chosen) is ("lora_r" in expected)
+
+
+def test_a_model_that_does_not_fit_in_any_way_is_refused_with_what_is_missing():
+    with pytest.raises(ArgumentError, match=r"needs at least 0\.2 GB of memory, and 0\.1 GB are free"):
+        tune(MODEL, BASE, TOKENS, memory_of(0.1))
+
+
+@pytest.mark.parametrize(
+    ("base", "tokens", "context"),
+    [(Base(512), TOKENS, 512), (Base(None), TOKENS, 768), (BASE, 4000, 384), (BASE, 100, 24)],
+    ids=["a short model", "no limit", "a short text", "a very short text"],
+)
+def test_the_context_suits_the_model_and_the_text(base, tokens, context):
+    chosen = tune(MODEL, base, tokens, enough)
+    assert chosen["context_length"] == context
+    assert chosen["per_device_train_batch_size"] == max(1, 1024 // context)
+
+
+def test_embeddings_of_new_characters_are_trained():
+    assert not tune(MODEL, Base(8192, new_tokens=1), TOKENS, enough)["freeze_embeddings"]
+
+
+def test_what_is_given_is_not_chosen():
+    given = {"context_length": 128, "learning_rate": 5e-5, "lora_r": 4, "eval_on_start": False}
+    chosen = tune({**MODEL, **given}, BASE, TOKENS, enough)
+    assert not given.keys() & chosen.keys()
+    assert chosen["per_device_train_batch_size"] == 8
+    assert "freeze_embeddings" not in chosen
+
+
+def test_steps_grow_where_there_is_time_for_many():
+    chosen = tune(MODEL, BASE, TOKENS, enough)
+    assert [spread({}, chosen, steps) for steps in (10, 399, 400, 1000, 10**6)] == [1, 1, 2, 5, 10]
+    assert spread({"gradient_accumulation_steps": 3}, chosen, 10**6) == 3
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(1, 4), (3, 4), (4, 4), (103, 4), (90, 1)])
+def test_the_last_step_is_evaluated_and_saved(steps, evaluations):
+    fitted = intervals(steps, evaluations)
+    assert 0 < fitted["max_steps"] <= steps
+    assert fitted["max_steps"] % fitted["eval_steps"] == 0
+    assert fitted["max_steps"] > steps - max(evaluations, 1)
+    assert fitted["eval_steps"] == fitted["save_steps"]
+
+
+def test_the_minutes_hold_evaluations_before_during_and_after_training():
+    resolved = resolve({**MODEL, "minutes": 10.0}, Facts(10**7, base=BASE), lambda _: COSTS, memory=enough)
+    settings = resolved.settings
+    evaluations = settings["max_steps"] // settings["eval_steps"]
+    assert evaluations == 4
+    seconds = COSTS.start + settings["max_steps"] * 3 + 5 * 10 + 4 * 2 + COSTS.finish
+    assert 0.95 * 600 < seconds <= 600
+    assert resolved.lines[0].startswith("fine-tuning all weights but the embeddings: 1 x 768 tokens per step")
+    assert not resolved.recorded["limited_by_text"]
+
+
+def test_a_short_text_is_read_twice():
+    resolved = resolve({**MODEL, "minutes": 60.0}, Facts(76_800, base=BASE), lambda _: COSTS, memory=enough)
+    assert resolved.settings["max_steps"] * resolved.settings["gradient_accumulation_steps"] == 200
+    assert resolved.recorded["limited_by_text"]
+    assert "so little text" in resolved.lines[1]
+    without = resolve(MODEL, Facts(76_800, base=BASE), lambda _: pytest.fail("measured"), memory=enough)
+    assert without.settings["max_steps"] == resolved.settings["max_steps"]
+
+
+def test_the_evaluation_before_training_is_left_out_where_it_would_take_too_long():
+    resolved = resolve({**MODEL, "minutes": 1.0}, Facts(10**7, base=BASE), lambda _: COSTS, memory=enough)
+    assert not resolved.settings["eval_on_start"]
+    assert resolved.settings["eval_steps"] == resolved.settings["max_steps"]
+
+
+def test_too_few_minutes_are_refused_with_how_many_it_takes():
+    with pytest.raises(ArgumentError, match=r"--minutes 0\.3 is too short: .* take 0\.5 minutes"):
+        resolve({**MODEL, "minutes": 0.3}, Facts(10**7, base=BASE), lambda _: COSTS, memory=enough)
+
+
+def test_a_resumed_run_takes_what_was_recorded():
+    resolved = resolve({**MODEL, "minutes": 10.0}, Facts(10**7, base=BASE), lambda _: COSTS, memory=enough)
+    again = auto.resume({**MODEL, "minutes": 10.0}, {**resolved.recorded, "max_steps": resolved.settings["max_steps"]})
+    assert again.settings == resolved.settings
+
+
+# ---- What comes of it ----------------------------------------------------------------------------------------------
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "vocab_size": 50_000,
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text("".join(f"{number} green bottles, standing on the wall.\n" for number in range(120)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("bases")
+    tokenizer = build_char_tokenizer(text.read_text())
+    for kind in ("llama", "gpt2", "qwen3", "gpt_neox"):
+        torch.manual_seed(0)
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = AutoConfig.for_model(kind, tie_word_embeddings=True, **SIZES, **ids)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / kind)
+        tokenizer.save_pretrained(folder / kind)
+    return folder
+
+
+def given(bases, text, folder, kind="llama", **settings):
+    defaults = {"sample_length": 5, "eval_sample_length": 0, "learning_rate": 1e-2}
+    return {
+        "model_name_or_path": str(bases / kind),
+        "train_file": str(text),
+        "output_dir": str(folder),
+        **defaults,
+        **settings,
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gpt_neox"])
+def test_the_bare_command_fine_tunes_every_class(kind, bases, text, tmp_path):
+    lines = []
+    run = start_from(**given(bases, text, tmp_path / "out", kind))
+    run.log = lines.append
+    record = run.train()
+    results = record["results"]
+    assert results["loss"] < results["loss_before"]
+    assert results["bits_per_character"] < results["bits_per_character_before"]
+    before, after = (results[f"bits_per_character{when}"] for when in ("_before", ""))
+    assert any(f"bits per character {before:.3f} before, {after:.3f} after" in line for line in lines)
+    assert record["arguments"]["context_length"] == 64
+    base, tuned = (load_file(folder / "model.safetensors") for folder in (bases / kind, tmp_path / "out"))
+    assert base.keys() == tuned.keys()
+    changed = [name for name in tuned if not torch.equal(base[name], tuned[name])]
+    assert changed
+    assert not any("embed_tokens" in name or "wte" in name or "embed_in" in name for name in changed)
+
+
+def test_lora_that_was_chosen_is_merged_and_lora_that_was_given_is_kept(bases, text, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    lora_only = lambda self, settings: (int("lora_r" not in settings), 0)  # noqa: E731
+    monkeypatch.setattr("modeling_gptlite.runs.train.Measure.memory", lora_only)
+    record = start_from(**given(bases, text, tmp_path / "chosen")).train()
+    assert record["lora_merged"]
+    assert record["results"]["loss"] < record["results"]["loss_before"]
+    assert not (tmp_path / "chosen" / "adapter_config.json").exists()
+    assert "Llama" in run_python(
+        f"""
+from transformers import pipeline
+generate = pipeline("text-generation", model={str(tmp_path / "chosen")!r})
+generate("12 green", max_new_tokens=5)
+print(type(generate.model).__name__)
+""",
+        tmp_path,
+    )
+    start_from(**given(bases, text, tmp_path / "given", lora_r=2, max_steps=2)).train()
+    assert (tmp_path / "given" / "adapter_config.json").exists()
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(bases, text, tmp_path, monkeypatch):
+    settings = {"max_steps": 8, "eval_steps": 2, "save_steps": 2}
+    whole = start_from(**given(bases, text, tmp_path / "whole", **settings)).train()
+    interrupted(start_from(**given(bases, text, tmp_path / "parts", **settings)), 4)
+    monkeypatch.setattr(auto, "resolve", lambda *_: pytest.fail("decided again"))
+    parts = start_from(**given(bases, text, tmp_path / "parts", **settings)).train()
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert parts["results"]["loss_before"] == whole["results"]["loss_before"]
+    assert [row["step"] for row in parts["log_history"] if "eval_loss" in row] == [0, 2, 4, 6, 8]
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["results"]["loss"] == whole["results"]["loss"]
