@@ -23,7 +23,7 @@ COSTS = Costs(start=5.0, step=3.0, short_step=3.0, evaluation=10.0, checkpoint=2
 
 
 def enough(settings):
-    return 1, 1
+    return 1, 2
 
 
 def memory_of(free, full=4.0):
@@ -31,7 +31,7 @@ def memory_of(free, full=4.0):
 
     def memory(settings):
         needed = full * (0.5 if settings.get("lora_r") else 1.0) * settings["context_length"] / 768
-        return int(1e9 * needed * (0.5 if settings.get(tuning.CHECKPOINTING) else 1.0)), int(1e9 * free)
+        return int(9e8 * needed * (0.5 if settings.get(tuning.CHECKPOINTING) else 1.0)), int(1e9 * free)
 
     return memory
 

@@ -22,6 +22,7 @@ from .head import LARGE_VOCABULARY, LOGITS
 
 STATE_BYTES = 8  # of AdamW, for each parameter that is trained
 SLACK = 0.1  # of everything: memory that is freed and not reused at once
+PEFT_BYTES = 150_000_000  # of the modules that LoRA imports
 
 
 # ---- What is needed ------------------------------------------------------------------------------------------------
@@ -64,7 +65,8 @@ def training_memory(
         layers = text.num_hidden_layers
         activations = activations / layers + layers * tokens * text.hidden_size * 4
     saved = 4 * parameters + (4 + STATE_BYTES) * trained + once + activations
-    return math.ceil((1 + SLACK) * (saved + _loss(text, tokens, lora is None and not freezes_embeddings)))
+    modules = 0 if lora is None else PEFT_BYTES
+    return modules + math.ceil((1 + SLACK) * (saved + _loss(text, tokens, lora is None and not freezes_embeddings)))
 
 
 def _activations(model, args: CausalLMTrainingArguments, context: int) -> tuple[int, int]:
