@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a Llama, SmolLM2-135M for example")
     parser.add_argument("--texts", nargs="+", default=[], help="text files")
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 5.0])
+    parser.add_argument("--roads", nargs="+", default=["pretrained", "scratch"], help="how the runs begin")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="+", default=["speed", "memory", "evaluate", "runs"])
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
@@ -240,9 +241,9 @@ def main() -> None:
         runs = fields.setdefault("runs", {})
         for text in args.texts:
             for minutes in args.minutes:
-                for road, model in (("pretrained", args.model), ("scratch", None)):
+                for road in args.roads:
                     key = f"{Path(text).stem}, {minutes:g} minutes, {road}"
-                    runs[key] = run(minutes, text, model)
+                    runs[key] = run(minutes, text, args.model if road == "pretrained" else None)
                     print(key, json.dumps(runs[key]), flush=True)
                     common.record(name, __doc__.splitlines()[0], **fields)
     common.record(name, __doc__.splitlines()[0], **fields)

@@ -126,8 +126,9 @@ def tune(settings: Mapping[str, Any], base: Base, train_tokens: int, memory: Mem
         needed, free = memory({**option, **settings})
         if needed <= FREE_SHARE * free:
             return {name: value for name, value in option.items() if name not in settings}
+    least = needed / FREE_SHARE
     raise ArgumentError(
-        f"training needs at least {needed / FREE_SHARE / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: close "
+        f"training needs at least {least / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: close "
         "other programs, or give a smaller model with --model_name_or_path"
     )
 
