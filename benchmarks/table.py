@@ -11,7 +11,8 @@ from benchmarks.common import RESULTS, ROOT
 
 
 README, SPEED, SCALING = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "scaling.md"
-BEGIN, END = "<!-- measurements: made by `python -m benchmarks.table` -->", "<!-- end of measurements -->"
+FINE_TUNING = ROOT / "docs" / "fine_tuning.md"
+BEGIN, END = "<!-- {}: made by `python -m benchmarks.table` -->", "<!-- end of {} -->"
 GPT2, QWEN3 = "transformers' GPT-2", "transformers' Qwen3"
 
 # What is compared, record, section of the record, ours, theirs, and the name of theirs in the table
@@ -161,19 +162,76 @@ def gpu_table() -> str:
     )
 
 
-def with_table(page: str, table: str) -> str:
-    """A page with its table as the current records give it."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def pretrained_records() -> Iterator[dict]:
+    for path in sorted(RESULTS.glob("pretrained-*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
 
 
-TABLES = {README: readme_table, SPEED: page_tables, SCALING: gpu_table}
+def runs_table() -> str:
+    """Whole runs from a pretrained model and from scratch, in bits per character."""
+    lines = []
+    for record in pretrained_records():
+        runs = record.get("runs", {})
+        found = []
+        for key, figures in runs.items():
+            text, minutes, road = key.split(", ")
+            before = figures["before"]
+            found.append(
+                (
+                    f"{text}, {minutes}",
+                    "SmolLM2-135M" if road == "pretrained" else "from scratch",
+                    "" if before is None else f"{before:.3f}",
+                    f"{figures['bits_per_character']:.3f}",
+                    f"{figures['seconds'] / 60:.1f} minutes",
+                    f"{figures['peak_gigabytes']:.1f} GB",
+                )
+            )
+        lines += markdown("text | model | bits per character before | after | time | peak memory", found)
+    return "\n".join(lines).rstrip()
+
+
+def fine_tuning_tables() -> str:
+    """Memory, predicted and real, and the speed beside transformers' Trainer."""
+    lines = []
+    for record in pretrained_records():
+        lines += [f"On {record['environment']['hardware']}:", ""]
+        memory = (
+            (what, f"{row['predicted']:.1f} GB", f"{row['real']:.1f} GB") for what, row in record["memory"].items()
+        )
+        lines += markdown("what is trained, 768 tokens | predicted | real", memory)
+        results, found = record["speed"]["results"], record["speed"]["ratios"]
+        speeds = []
+        for side, figures in results.items():
+            row = [
+                side,
+                *(f"{statistics.median(figures[name]):,.3g}" for name in ("tokens_per_second", "peak_gigabytes")),
+            ]
+            ratio = found["tokens_per_second"].get(f"{side} / transformers")
+            speeds.append((*row, f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""))
+        lines += markdown("SmolLM2-135M, 4 x 256 tokens | tokens per second | peak memory, GB | ratio of speed", speeds)
+    return "\n".join(lines).rstrip()
+
+
+def with_table(page: str, name: str, table: str) -> str:
+    """A page with one of its tables as the current records give it."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+TABLES = {
+    (README, "measurements"): readme_table,
+    (README, "fine-tuning"): runs_table,
+    (SPEED, "measurements"): page_tables,
+    (SCALING, "measurements"): gpu_table,
+    (FINE_TUNING, "measurements"): fine_tuning_tables,
+}
 
 
 def main():
-    for path, table in TABLES.items():
-        path.write_text(with_table(path.read_text(encoding="utf-8"), table()), encoding="utf-8")
+    for (path, name), table in TABLES.items():
+        path.write_text(with_table(path.read_text(encoding="utf-8"), name, table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

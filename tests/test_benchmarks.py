@@ -10,15 +10,15 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, tiny_model
 
-from benchmarks import common, gpu, table, time_to_loss
+from benchmarks import common, gpu, pretrained, table, time_to_loss
 
 
-@pytest.mark.parametrize("path", table.TABLES, ids=lambda path: path.name)
-def test_the_table_in_a_page_is_that_of_the_records(path):
+@pytest.mark.parametrize(("path", "name"), table.TABLES, ids=lambda part: getattr(part, "name", part))
+def test_the_table_in_a_page_is_that_of_the_records(path, name):
     page = path.read_text(encoding="utf-8")
-    assert table.with_table(page, table.TABLES[path]()) == page
+    assert table.with_table(page, name, table.TABLES[path, name]()) == page
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
@@ -256,3 +256,17 @@ def test_times_read_are_the_bytes_of_the_text_alone(kind, tmp_path, monkeypatch)
     monkeypatch.setattr(read_text, "run", run)
     figures = read_text.measure(tmp_path, kind, 3 * read_text.MEGABYTE)
     assert [figures[state]["times_read"] for state in ("fresh", "cached")] == [2, 2]
+
+
+def test_fine_tuning_is_measured_beside_transformers(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = tiny_model("modern-1m", vocab_size=20_000, max_position_embeddings=256)
+    model.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(pretrained, "STEPS", 3)
+    for side in pretrained.SIDES:
+        figures = pretrained.speed(side, str(tmp_path / "base"))
+        assert figures["tokens_per_second"] > 0
+        assert figures["peak_gigabytes"] > 0
+    monkeypatch.setitem(pretrained.CLASSES, "gpt2", {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 20_000})
+    for way in pretrained.PREDICTIONS:
+        assert pretrained.memory("gpt2", way)["predicted"] > 0

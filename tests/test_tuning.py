@@ -4,16 +4,18 @@ import json
 
 import pytest
 import torch
-from helpers import interrupted, run_python, same_weights
+from helpers import call, interrupted, run_python, same_weights
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_gptlite.runs import auto, tuning
+from modeling_gptlite.runs.advice import suggest_base
 from modeling_gptlite.runs.auto import Facts, resolve
 from modeling_gptlite.runs.train import start_from
-from modeling_gptlite.runs.tuning import LORA_RANK, LORA_RATE, RATE, Base, intervals, spread, tune
+from modeling_gptlite.runs.tuning import LORA_RANK, LORA_RATE, RATE, Base, choose_base, intervals, spread, tune
 from modeling_gptlite.training.arguments import ArgumentError
 from modeling_gptlite.training.timing import Costs
+from scripts import train
 from tokenization import build_char_tokenizer
 
 
@@ -143,6 +145,50 @@ def test_a_resumed_run_takes_what_was_recorded():
     resolved = resolve({**MODEL, "minutes": 10.0}, Facts(10**7, base=BASE), lambda _: COSTS, memory=enough)
     again = auto.resume({**MODEL, "minutes": 10.0}, {**resolved.recorded, "max_steps": resolved.settings["max_steps"]})
     assert again.settings == resolved.settings
+
+
+# ---- Which base ----------------------------------------------------------------------------------------------------
+
+ENGLISH = "It was the best of times, it was the worst of times, and he was not at home in the age of wisdom."
+GERMAN = "Es war die beste aller Zeiten, es war die schlechteste aller Zeiten, und niemand war mehr zu Hause."
+
+
+@pytest.mark.parametrize(
+    ("language", "beginning", "gigabytes", "expected"),
+    [
+        (None, ENGLISH, 16, "HuggingFaceTB/SmolLM2-135M"),
+        (None, ENGLISH, 1.5, "EleutherAI/pythia-70m"),
+        (None, GERMAN, 16, "Qwen/Qwen3-0.6B-Base"),
+        ("en", GERMAN, 16, "HuggingFaceTB/SmolLM2-135M"),
+        ("de", ENGLISH, 16, "Qwen/Qwen3-0.6B-Base"),
+    ],
+)
+def test_the_base_suits_the_language_and_the_memory(language, beginning, gigabytes, expected):
+    assert choose_base(language, beginning, int(gigabytes * 1e9)).name == expected
+
+
+@pytest.mark.parametrize(("beginning", "told"), [(ENGLISH, "a text in English"), (GERMAN, "another language")])
+def test_a_text_without_a_base_is_refused(beginning, told):
+    with pytest.raises(ArgumentError, match=told):
+        choose_base(None, beginning, 10**8)
+
+
+def test_a_base_that_is_not_there_is_one_line_after_its_size_and_license(text, tmp_path, capsys):
+    flags = ["--model_name_or_path=auto", f"--train_file={text}", "--language=en"]
+    code, out, err = call(train.main, *flags, f"--output_dir={tmp_path / 'out'}", capsys=capsys)
+    assert code == 2
+    assert "auto: HuggingFaceTB/SmolLM2-135M, 269 MB to download once, license apache-2.0" in out
+    assert "HuggingFaceTB/SmolLM2-135M" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_short_text_from_scratch_ends_with_the_command_that_would_help(text):
+    advice = suggest_base([str(text)], 75_000, is_pretrained=False)
+    assert advice is not None
+    assert f"gptlite train --model_name_or_path auto --train_file {text} --minutes 10" in advice
+    assert suggest_base([str(text)], 75_000, is_pretrained=True) is None
+    assert suggest_base([str(text)], 10**6, is_pretrained=False) is None
 
 
 # ---- What comes of it ----------------------------------------------------------------------------------------------

@@ -174,12 +174,12 @@ class Measure:
         )
 
     def memory(self, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Bytes that a run needs, as it is predicted, and those that are free."""
+        """Bytes that a run needs, as it is predicted, and those that are free, as the main process finds them."""
         args = parse(settings)
         config = model_config(args.model, self.tokenizer)
         context = context_length(config, args.data.context_length)
         needed = training_memory(config, args.training, context, args.model.lora_r, args.model.freeze_embeddings)
-        return needed, free_memory(args.training.device)
+        return broadcast_object_list([(needed, free_memory(args.training.device))])[0]
 
     def elapsed(self) -> float:
         """As the main process counts them."""
