@@ -97,8 +97,7 @@ def test_what_is_given_is_not_chosen():
 
 def test_steps_grow_where_there_is_time_for_many():
     chosen = tune(MODEL, BASE, TOKENS, enough)
-    assert [spread({}, chosen, steps) for steps in (10, 399, 400, 1000, 10**6)] == [1, 1, 2, 5, 10]
-    assert spread({"gradient_accumulation_steps": 3}, chosen, 10**6) == 3
+    assert [spread(chosen, steps) for steps in (10, 399, 400, 1000, 10**6)] == [1, 1, 2, 5, 10]
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, 4), (3, 4), (4, 4), (103, 4), (90, 1)])
@@ -128,6 +127,28 @@ def test_a_short_text_is_read_twice():
     assert "so little text" in resolved.lines[1]
     without = resolve(MODEL, Facts(76_800, base=BASE), lambda _: pytest.fail("measured"), memory=enough)
     assert without.settings["max_steps"] == resolved.settings["max_steps"]
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"gradient_accumulation_steps": 4}, {"max_steps": 48, "gradient_accumulation_steps": 4, "eval_steps": 12}),
+        ({"num_train_epochs": 1.0}, {"max_steps": 100, "gradient_accumulation_steps": 1, "eval_steps": 25}),
+        ({"max_steps": 30}, {"max_steps": 30, "gradient_accumulation_steps": 1, "eval_steps": 7}),
+        ({"max_steps": 30, "eval_steps": 10}, {"max_steps": 30, "eval_steps": 10}),
+    ],
+)
+def test_steps_that_are_given_are_taken(given, steps):
+    resolved = resolve({**MODEL, **given}, Facts(76_800, base=BASE), lambda _: pytest.fail("measured"), memory=enough)
+    assert {name: resolved.settings[name] for name in steps} == steps
+
+
+def test_processes_share_the_passes():
+    alone, both = (
+        resolve(MODEL, Facts(76_800, processes=count, base=BASE), lambda _: COSTS, memory=enough).settings
+        for count in (1, 2)
+    )
+    assert alone["max_steps"] == 2 * both["max_steps"]
 
 
 def test_the_evaluation_before_training_is_left_out_where_it_would_take_too_long():

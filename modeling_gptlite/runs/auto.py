@@ -35,12 +35,14 @@ class Facts:
         train_tokens: Tokens of the training split.
         divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
         steps: Number of optimizer steps, if the settings determine it.
+        processes: That train together.
         base: The pretrained model whose fine-tuning is chosen here; None if the settings and their defaults say it all.
     """
 
     train_tokens: int
     divides: bool = True
     steps: int | None = None
+    processes: int = 1
     base: tuning.Base | None = None
 
 
@@ -296,38 +298,42 @@ def tune(
     assert facts.base is not None
     chosen = tuning.tune(settings, facts.base, facts.train_tokens, memory)
     tuned: dict[str, Any] = {**settings, **chosen}
-    batch = tuned["per_device_train_batch_size"] * tuned["context_length"]
-    passes = tuning.PASSES * facts.train_tokens / batch  # in steps of one batch
+    windows = tuned["per_device_train_batch_size"] * facts.processes * settings.get("gradient_accumulation_steps", 1)
+    passes = settings.get("num_train_epochs", tuning.PASSES)
+    steps: float = settings.get("max_steps") or passes * facts.train_tokens / (windows * tuned["context_length"])
     recorded: dict[str, Any] = {}
+    costs, evaluations = None, tuning.EVALUATIONS
     if "minutes" in settings:
         costs = measure(tuned)
-        seconds = (1 - RESERVE) * 60 * settings["minutes"] - elapsed() - costs.start - costs.finish
-        each = costs.evaluation + costs.checkpoint
-        evaluations = max(1, min(tuning.EVALUATIONS, int(EVALUATION_SHARE * seconds / each)))
-        if costs.evaluation > EVALUATION_SHARE / 2 * seconds and "eval_on_start" in chosen:
-            chosen["eval_on_start"] = False
-        seconds -= evaluations * each + chosen.get("eval_on_start", False) * costs.evaluation
-        if seconds < costs.step:
-            missing = (costs.step - seconds) / (1 - RESERVE) / 60
-            raise ArgumentError(
-                f"--minutes {settings['minutes']:g} is too short: loading, evaluation and one step take "
-                f"{settings['minutes'] + missing:.1f} minutes"
-            )
-        steps = min(seconds / costs.step, passes)
-        recorded["limited_by_text"] = steps == passes
-    else:
-        costs, steps, evaluations = None, passes, tuning.EVALUATIONS
-    if not settings.keys() & {"max_steps", "num_train_epochs"}:
-        chosen["gradient_accumulation_steps"] = accumulated = tuning.spread(settings, tuned, steps)
-        fitted = tuning.intervals(int(steps / accumulated), evaluations)
-        chosen |= {name: value for name, value in fitted.items() if name not in settings}
+        chosen["eval_on_start"], evaluations, possible = _divide_time(costs, tuned, elapsed())
+        recorded["limited_by_text"] = steps <= possible
+        steps = min(steps, possible)
+    is_given = bool(settings.keys() & {"gradient_accumulation_steps", "max_steps"})
+    accumulated = 1 if is_given else tuning.spread(tuned, steps)
+    fitted = {"gradient_accumulation_steps": accumulated, **tuning.intervals(int(steps / accumulated), evaluations)}
+    chosen |= {name: value for name, value in fitted.items() if name not in settings}
     resolved = {**chosen, **settings}
     lines: tuple[str, ...] = (tuning.describe(resolved, chosen),)
     if costs is not None:
-        recorded["seconds_per_step"] = costs.step * chosen["gradient_accumulation_steps"]
-        is_limited = recorded["limited_by_text"]
-        lines += (_time(settings, chosen["max_steps"], recorded["seconds_per_step"], is_limited),)
+        recorded["seconds_per_step"] = costs.step * accumulated
+        lines += (_time(settings, resolved["max_steps"], costs.step * accumulated, recorded["limited_by_text"]),)
     return Resolved(resolved, {TUNED: chosen, **recorded}, lines)
+
+
+def _divide_time(costs: Costs, settings: Mapping[str, Any], elapsed: float) -> tuple[bool, int, float]:
+    """Whether there is time to evaluate before training, how often during it, and for how many batches."""
+    minutes = settings["minutes"]
+    seconds = (1 - RESERVE) * 60 * minutes - elapsed - costs.start - costs.finish
+    each = costs.evaluation + costs.checkpoint
+    evaluations = max(1, min(tuning.EVALUATIONS, int(EVALUATION_SHARE * seconds / each)))
+    before = settings["eval_on_start"] and costs.evaluation <= EVALUATION_SHARE / 2 * seconds
+    seconds -= evaluations * each + before * costs.evaluation
+    if seconds < costs.step:
+        needed = minutes + (costs.step - seconds) / (1 - RESERVE) / 60
+        raise ArgumentError(
+            f"--minutes {minutes:g} is too short: loading, evaluation and one step take {needed:.1f} minutes"
+        )
+    return before, evaluations, seconds / costs.step
 
 
 # ---- The number of steps -------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from ..training.callbacks import (
     render_samples,
     write_sample,
 )
-from ..training.hardware import describe
+from ..training.hardware import autocast, describe
 from ..training.metrics import evaluate_loss
 from ..training.trainer import CausalLMTrainer, whole_model
 from .advice import advise, suggest_base
@@ -177,7 +177,8 @@ class Run:
         losses = {row["step"]: row["eval_loss"] for row in state.log_history if "eval_loss" in row}
         if training.eval_on_start and step in losses:
             return losses[step]
-        loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)
+        with autocast(training) if training.eval_on_start else contextlib.nullcontext():
+            loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)
         check_finite(loss, state.global_step, "validation loss")
         return loss
 

@@ -95,7 +95,7 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     else:
         measure = Measure(text, tokenizer, added, began)
         steps, base = count_steps(settings, text, tokenizer), pretrained_base(asked.model, added)
-        known = auto.Facts(text.train_tokens, text.divides, steps, base)
+        known = auto.Facts(text.train_tokens, text.divides, steps, asked.training.world_size, base)
         resolved = auto.resolve(settings, known, measure, measure.elapsed, measure.memory)
     for line in resolved.lines:
         log(line)

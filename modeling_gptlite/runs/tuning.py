@@ -151,13 +151,11 @@ def _options(settings: Mapping[str, Any], base: Base, train_tokens: int) -> Iter
             yield {**COMMON, **way, **batch, CHECKPOINTING: twice}
 
 
-def spread(settings: Mapping[str, Any], chosen: Mapping[str, Any], steps: float) -> int:
+def spread(chosen: Mapping[str, Any], steps: float) -> int:
     """How many batches to accumulate, where there is time and text for `steps` steps of one batch.
 
     Few steps of few tokens learn more than fewer steps of more; with many, less noise is worth more.
     """
-    if "gradient_accumulation_steps" in settings:
-        return settings["gradient_accumulation_steps"]
     tokens = chosen["per_device_train_batch_size"] * chosen["context_length"]
     return max(1, min(int(steps / STEPS), MOST_TOKENS_PER_STEP // tokens))
 

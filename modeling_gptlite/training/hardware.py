@@ -4,6 +4,7 @@ facts = hardware_facts(args, context=256)
 print(describe(facts))  # bf16, not compiled, 1 x cpu
 """
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -45,6 +46,13 @@ def newton_schulz_dtype(device: torch.device) -> torch.dtype:
 def precision(args: TrainingArguments) -> str:
     """Of the forward and backward pass: bf16, fp16 or fp32."""
     return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+
+
+def autocast(args: TrainingArguments) -> contextlib.AbstractContextManager:
+    """The precision of training."""
+    if not (args.bf16 or args.fp16):
+        return contextlib.nullcontext()
+    return torch.autocast(args.device.type, dtype=torch.bfloat16 if args.bf16 else torch.float16)
 
 
 def inference_precision(model) -> str:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..loading import quiet_transformers
 from .arguments import CausalLMTrainingArguments
-from .hardware import training_attention
+from .hardware import autocast, training_attention
 from .head import LARGE_VOCABULARY, LOGITS
 
 
@@ -82,9 +82,7 @@ def _activations(model, args: CausalLMTrainingArguments, context: int) -> tuple[
                 saved[storage._cdata] = storage.nbytes()
             return tensor
 
-        half = torch.bfloat16 if args.bf16 else torch.float16
-        cast = torch.autocast(args.device.type, half) if args.bf16 or args.fp16 else contextlib.nullcontext()
-        with cast, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        with autocast(args), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             output = model.base_model(input_ids=torch.zeros((windows, context), dtype=torch.long), use_cache=False)
             sizes.append(sum(saved.values()))
             del output

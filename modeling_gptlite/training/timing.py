@@ -3,7 +3,6 @@
 costs = time_run(lambda: build_model(...), args, data, lambda model, tokens: write_sample(model, ...), (64, 500))
 """
 
-import contextlib
 import gc
 import math
 import time
@@ -19,7 +18,7 @@ from transformers import Trainer
 
 from ..data.encode import RunData
 from .arguments import CausalLMTrainingArguments
-from .hardware import give_back_memory, keep_freed_memory, training_attention
+from .hardware import autocast, give_back_memory, keep_freed_memory, training_attention
 from .head import TrainingLoss, training_loss
 from .metrics import evaluate_loss
 from .trainer import optimizers_of
@@ -89,7 +88,7 @@ def time_run(
     steps = _Steps(trained, training_loss(model, args), _optimizer(model, args), args, data)
     first_short, short_step = steps.time(args.short_context) if args.short_context else (0.0, 0.0)
     first, step = steps.time(None)
-    with _autocast(args):
+    with autocast(args):
         evaluated = trained if args.world_size == 1 else model  # each process evaluates its part
         first_evaluation, evaluation = _time_evaluation(evaluated, args, data)
         sampling = _time_sample(model, sample, sample_lengths[0])
@@ -158,7 +157,7 @@ class _Steps:
         self.model.zero_grad()
 
     def loss_of(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        with _autocast(self.args):
+        with autocast(self.args):
             if self.loss is None:
                 return self.model(**inputs).loss
             with self.loss.headless():
@@ -212,9 +211,3 @@ def _optimizer(model: Any, args: CausalLMTrainingArguments) -> torch.optim.Optim
         return factory()(model, **settings)
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     return kind([parameter for parameter in model.parameters() if parameter.requires_grad], **settings)
-
-
-def _autocast(args: CausalLMTrainingArguments) -> contextlib.AbstractContextManager:
-    if not (args.bf16 or args.fp16):
-        return contextlib.nullcontext()
-    return torch.autocast(args.device.type, dtype=torch.bfloat16 if args.bf16 else torch.float16)
