@@ -27,7 +27,7 @@ LAYERS = {
     "data": ("modeling_gptlite/data/*.py", "datasets numpy pyarrow torch transformers", "errors files tokenization"),
     "training": (
         "modeling_gptlite/training/*.py",
-        "accelerate filelock huggingface_hub psutil safetensors torch transformers",
+        "accelerate filelock huggingface_hub psutil safetensors torch tqdm transformers",
         "data decoding errors files hub loading",
     ),
     "interchange": (

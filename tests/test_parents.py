@@ -49,6 +49,7 @@ PARENTS = [
     Parent(torch, "_foreach_lerp", None, "all updates in one call: StackedMuon.step"),
     Parent(torch, "_foreach_mul_", None, "all weights in one call: StackedMuon.step"),
     Parent(torch, "_foreach_add_", None, "all weights in one call: StackedMuon.step"),
+    Parent(torch.UntypedStorage, "_cdata", None, "tells storages without memory apart: training_memory"),
     Parent(torch.cpu, "_is_avx512_bf16_supported", "", "the precision of training: hardware.multiplies_bf16"),
     Parent(torch.cpu, "_is_amx_tile_supported", "", "the precision of training: hardware.multiplies_bf16"),
 ]

@@ -136,7 +136,7 @@ def test_a_command_of_the_pages_runs(line, cwd, hub, monkeypatch, capsys):
         argv += [*QUICK, f"--output_dir={cwd / 'result'}"]
     if "--minutes" in argv:
         argv.remove("--max_steps=2")
-        monkeypatch.setattr(runs_train, "time_run", lambda *_: SLOW)
+        monkeypatch.setattr(runs_train, "time_run", lambda *_, **__: SLOW)
     if "--help" in argv:
         with pytest.raises(SystemExit, match="0"):
             main(argv)
@@ -251,7 +251,7 @@ def test_the_sizes_in_the_readme_are_those_of_the_quickstart():
 @pytest.mark.parametrize("name", PAGES)
 def test_prose_gives_no_time_speed_or_memory_that_is_not_recorded(name):
     """Measurements stand in the generated table, or in a page whose figures a test computes (docs/scaling.md)."""
-    prose = re.sub(r"```.*?```|<!-- measurements.*?end of measurements -->", "", PAGES[name], flags=re.DOTALL)
+    prose = re.sub(r"```.*?```|<!-- (measurements|fine-tuning).*?end of \1 -->", "", PAGES[name], flags=re.DOTALL)
     if name == "scaling.md":  # all of it, by tests/test_scaling.py
         return
     found = re.findall(r"[\d.,]+ (?:s|seconds|minutes|tokens/s|[kMG]B|MB/s)\b", prose)

@@ -205,11 +205,11 @@ def test_a_base_that_is_not_there_is_one_line_after_its_size_and_license(text, t
 
 
 def test_a_short_text_from_scratch_ends_with_the_command_that_would_help(text):
-    advice = suggest_base([str(text)], 75_000, is_pretrained=False)
+    advice = suggest_base([str(text)], 75_000, 10, is_pretrained=False)
     assert advice is not None
     assert f"gptlite train --model_name_or_path auto --train_file {text} --minutes 10" in advice
-    assert suggest_base([str(text)], 75_000, is_pretrained=True) is None
-    assert suggest_base([str(text)], 10**6, is_pretrained=False) is None
+    assert suggest_base([str(text)], 75_000, 10, is_pretrained=True) is None
+    assert suggest_base([str(text)], 10**6, 10, is_pretrained=False) is None
 
 
 # ---- What comes of it ----------------------------------------------------------------------------------------------

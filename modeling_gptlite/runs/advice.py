@@ -50,12 +50,14 @@ def advise(log_history: list[dict[str, Any]], is_limited_by_text: bool = False) 
     return "the validation loss no longer falls and is close to the training loss: a larger model would help"
 
 
-def suggest_base(train_file: Sequence[str] | None, train_tokens: int, is_pretrained: bool) -> str | None:
-    """One sentence after a run from scratch on a short file: a pretrained model knows its language already."""
-    if is_pretrained or train_file is None or train_tokens >= SHORT:
+def suggest_base(
+    train_file: Sequence[str] | None, train_tokens: int, minutes: float | None, is_pretrained: bool
+) -> str | None:
+    """One sentence after some minutes from scratch on a short file: a pretrained model knows its language already."""
+    if is_pretrained or train_file is None or minutes is None or train_tokens >= SHORT:
         return None
     files = " ".join(map(shlex.quote, train_file))
     return (
         "so little text teaches a new model little: a pretrained one would help far more, with "
-        f"gptlite train --model_name_or_path auto --train_file {files} --minutes 10"
+        f"gptlite train --model_name_or_path auto --train_file {files} --minutes {minutes:g}"
     )

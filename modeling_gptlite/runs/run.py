@@ -158,10 +158,8 @@ class Run:
         self.log(f"{summary(record)}; saved in {training.output_dir}")
         if advice := advise(record["log_history"], self.facts.get("budget", {}).get("limited_by_text", False)):
             self.log(advice)
-        data = self.args.data
-        if advice := suggest_base(
-            data.train_file, self.facts["data"]["train_tokens"], bool(self.facts["fine_tuned_from"])
-        ):
+        is_pretrained, tokens = bool(self.facts["fine_tuned_from"]), self.facts["data"]["train_tokens"]
+        if advice := suggest_base(self.args.data.train_file, tokens, training.minutes, is_pretrained):
             self.log(advice)
         if training.push_to_hub:
             commit = trainer.push_to_hub("End of training", card=render_card(record, str(trainer.hub_model_id)))

@@ -36,10 +36,7 @@ class ModelArguments:
     )
     model_name_or_path: UserPath | None = field(
         default=None,
-        metadata={
-            "help": "Folder or Hub name of a model to continue or fine-tune, instead of a preset; auto: a small "
-            "one that suits text and memory."
-        },
+        metadata={"help": "Folder or Hub name of a model to fine-tune; auto: one for the text."},
     )
     tokenizer: UserPath | None = field(
         default=None,
@@ -51,7 +48,7 @@ class ModelArguments:
     vocab_size: int = field(default=1024, metadata={"help": "Tokens in a bpe or word vocabulary."})
     freeze_embeddings: bool = field(
         default=False,
-        metadata={"help": "Do not train the embeddings of a saved model, nor a head that is tied to them."},
+        metadata={"help": "Do not train the embeddings of a saved model."},
     )
     lora_r: int | None = field(
         default=None,

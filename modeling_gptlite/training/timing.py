@@ -26,6 +26,7 @@ from .trainer import optimizers_of
 
 SHARE, MOST_SECONDS = 0.02, 5.0  # how long steps are timed: this share of the minutes, and no more than this
 LEAST_STEPS = 3  # to time, besides the first one
+SLOW = 2.0  # seconds of a step from which one more is enough
 SAMPLE_TOKENS = 32
 # Seconds of what is not timed here, measured on two cores (`benchmarks/tuning.md`): making the Trainer; what it does in
 # a step besides the model and the optimizer; the plot and the files of a finished run; a checkpoint.
@@ -134,11 +135,8 @@ class _Steps:
         first = self.finished() - began
         minutes = math.inf if self.args.minutes is None else self.args.minutes
         seconds, count = min(MOST_SECONDS, SHARE * 60 * minutes), 0
-        while (
-            count < 1
-            or (count < LEAST_STEPS and now() - began < MOST_SECONDS)
-            or not self.all_agree(now() - began - first >= seconds)
-        ):
+        least = LEAST_STEPS if first < SLOW else 1
+        while count < least or not self.all_agree(now() - began - first >= seconds):
             self.take(short_context)
             count += 1
         return first, (self.finished() - began - first) / count
