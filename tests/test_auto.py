@@ -332,7 +332,7 @@ def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record
     cells = {model: record[f"python-docs, 20 minutes, {model}"] for model in models}
     assert min(cells, key=lambda model: cells[model]["validation_loss"]) == "auto"
     chosen, *fixed = cells.values()
-    tokens = chosen["steps"] * SIZES[0].tokens_per_step // auto.PASSES_OF_SHORT_TEXT
+    tokens = chosen["steps"] * auto.BATCH * 128 // auto.PASSES_OF_SHORT_TEXT
     assert chosen_size(tokens, *(cell["steps"] for cell in fixed)) == {**SIZES[0].fields, "hidden_dropout": 0.1}
 
 
@@ -432,6 +432,13 @@ def test_a_run_ends_before_its_time_if_the_text_is_short(open_settings, monkeypa
 
 def test_a_very_short_text_is_still_learned():
     assert auto.most_steps(tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
+
+
+@pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (10**6, 128)])
+def test_the_context_of_a_new_model_fits_into_a_short_text(tokens, context):
+    chosen = choose({"minutes": 1.0}, Facts(tokens), lambda _: costs(0.01))
+    assert chosen["model_overrides"]["max_position_embeddings"] == context
+    assert ("short_context" in chosen) == (context > 64)
 
 
 def test_more_time_makes_a_larger_model(open_settings):

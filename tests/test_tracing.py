@@ -96,6 +96,18 @@ def test_tokens_are_drawn_as_transformers_draws_them(temperature, top_k, top_p):
         assert probability > 0 or token not in drawn
 
 
+def test_a_text_ends_where_the_model_predicts_its_end(traced, monkeypatch):
+    whole = written(traced, length=60, samples=4, temperature=2.0)
+    end = whole[0].ids[len(traced.encode("12 green")) + 10]
+    monkeypatch.setattr(traced.model.generation_config, "eos_token_id", [end])
+    ended = written(traced, length=60, samples=4, temperature=2.0)
+    for before, after in zip(whole, ended, strict=True):
+        ids = before.ids[len(traced.encode("12 green")) :]
+        length = ids.index(end) if end in ids else len(ids)
+        assert after.tokens == before.tokens[:length]
+        assert after.has_ended == (end in ids)
+
+
 def test_an_unseen_character_is_named(traced):
     with pytest.raises(UserError, match=r"vocabulary of bottles: 'ï' \(U\+00EF\), '☃' \(U\+2603\)\."):
         traced.encode("12 naï ☃☃")

@@ -77,6 +77,7 @@ async function* generate(ids, { length, seed, ...settings }) {
     const { logits, cache } = await predict(unread, past, all.length - start - unread.length);
     const probabilities = softmax(logits), order = sorted(probabilities);
     const id = draw(logits, settings, random);
+    if (facts.ends.includes(id)) return;
     past = cache;
     unread = [id];
     all.push(id);

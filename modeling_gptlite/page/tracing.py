@@ -35,10 +35,11 @@ class Token:
 
 @dataclass
 class Sample:
-    """A text in the making. `ids` are those of the prompt followed by those of `tokens`."""
+    """A text in the making. `ids` are those of the prompt followed by those of `tokens`; more after it has ended."""
 
     ids: list[int]
     tokens: list[Token] = field(default_factory=list)
+    has_ended: bool = False  # the model predicted the end of the text
 
     @property
     def text(self) -> str:
@@ -57,6 +58,12 @@ class TracedModel:
     @property
     def context(self) -> int:
         return self.model.config.max_position_embeddings
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text; none unless the model was trained to predict one."""
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     @cached_property
     def unit(self) -> str:
@@ -93,7 +100,7 @@ class TracedModel:
     def write(
         self, ids: list[int], samples: int, length: int, temperature: float, top_k: int, top_p: float, seed: int
     ) -> Iterator[list[Sample]]:
-        """Continue a prompt; yields all samples after every token.
+        """Continue a prompt; yields all samples after every token, until all have ended or are long enough.
 
         Sample i draws from a generator of its own, seeded with `seed + i`, so concurrent visitors do not affect each
         other. When the context is full, the newest half is kept and read again, as in the model's own `generate`.
@@ -113,8 +120,14 @@ class TracedModel:
                 self._append(text, row, draw(row, temperature, top_k, top_p, generator), start)
             unread = [text.ids[-1:] for text in texts]
             yield texts
+            if all(text.has_ended for text in texts):
+                return
 
     def _append(self, sample: Sample, logits: torch.Tensor, token_id: int, start: int) -> None:
+        if sample.has_ended or token_id in self.ends:
+            sample.has_ended = True
+            sample.ids.append(token_id)  # it is read beside the samples that go on
+            return
         probabilities = logits.softmax(-1)
         values, indices = probabilities.topk(min(ALTERNATIVES, len(logits)))
         names = [self.tokenizer.decode([i]) for i in indices.tolist()]

@@ -135,6 +135,7 @@ def _index(traced: TracedModel, dtype: str, addresses: dict[Library, str]) -> st
         "dtype": dtype,
         "unit": traced.unit,
         "context": traced.context,
+        "ends": traced.ends,
         "prompts": example_prompts([traced]),
         "seeds": SEEDS,
         "wasm": {"address": addresses[WASM], "integrity": WASM.integrity},

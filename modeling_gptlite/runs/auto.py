@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.windows import longest_context
 from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
@@ -214,10 +215,10 @@ class Size:
         """The loss to expect on a large text."""
         return self.loss_at_one_step - self.loss_per_log_step * math.log(steps)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """With the batch of the table."""
-        return BATCH * self.fields["max_position_embeddings"]
+    def context(self, facts: Facts) -> int:
+        """That of the table; a shorter one if the text has not enough tokens for it."""
+        own = self.fields["max_position_embeddings"]
+        return min(own, longest_context(facts.train_tokens) or own) if facts.divides else own
 
 
 SIZES = (
@@ -245,27 +246,29 @@ def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[
             break
         if facts.train_tokens < size.min_tokens:
             continue
-        candidate = apply(size_settings(size, divides=divides), settings)
+        candidate = apply(size_settings(size, context=size.context(facts), divides=divides), settings)
         if candidate.get("torch_compile") == AUTO:
             candidate["torch_compile"] = False
         steps = 60 * settings["minutes"] / step_seconds(measure(candidate), candidate)
         measured.append((size.loss(steps), size, steps))
     _, size, steps = min(measured, key=lambda row: row[0])
-    steps = min(steps, most_steps(facts.train_tokens, size.tokens_per_step))
-    passes = steps * size.tokens_per_step / facts.train_tokens
+    context = size.context(facts)
+    steps = min(steps, most_steps(facts.train_tokens, BATCH * context))
+    passes = steps * BATCH * context / facts.train_tokens
     dropout = max((rate for least, rate in size.dropout.items() if least <= passes), default=0.0)
-    return size_settings(size, dropout, divides)
+    return size_settings(size, context, dropout, divides)
 
 
-def size_settings(size: Size, dropout: float = 0.0, divides: bool = True) -> dict[str, Any]:
+def size_settings(size: Size, context: int, dropout: float = 0.0, divides: bool = True) -> dict[str, Any]:
     """Settings of a run with a model of this size.
 
     Args:
+        context: Its context length, in tokens.
         dropout: Of the residual stream; that of the attention weights would be as slow as a third of a step.
         divides: Whether windows are cut into pieces at first.
     """
-    fields = {**size.fields, "hidden_dropout": dropout}
-    warmup = SEQUENCE_WARMUP if divides else {}
+    fields = {**size.fields, "max_position_embeddings": context, "hidden_dropout": dropout}
+    warmup = SEQUENCE_WARMUP if divides and context > SEQUENCE_WARMUP["short_context"] else {}
     return {**OPTIMIZER, **warmup, "per_device_train_batch_size": BATCH, "model_overrides": fields}
 
 
