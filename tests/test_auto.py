@@ -434,7 +434,7 @@ def test_a_very_short_text_is_still_learned():
     assert auto.most_steps(tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
 
 
-@pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (10**6, 128)])
+@pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (100_000, 128)])
 def test_the_context_of_a_new_model_fits_into_a_short_text(tokens, context):
     chosen = choose({"minutes": 1.0}, Facts(tokens), lambda _: costs(0.01))
     assert chosen["model_overrides"]["max_position_embeddings"] == context
