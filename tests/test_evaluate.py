@@ -40,6 +40,23 @@ def test_the_command_repeats_the_loss_of_the_run(trained, text_file, tmp_path, c
     assert results["true_text"]["known_words"] == 1
 
 
+def test_the_windows_are_those_of_the_training(trained, text_file, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["data"]["context_length"] = 16  # of 32 that the model has
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    results = {}
+    for name, flags in {"trained": [], "given": ["--context_length=16"], "longest": ["--context_length=32"]}.items():
+        out = evaluated(
+            *(f"--model={tmp_path / 'run'}", f"--train_file={text_file}", f"--output={tmp_path / name}"),
+            *("--num_samples=0", *flags),
+            capsys=capsys,
+        )
+        (results[name],) = json.loads((tmp_path / name).read_text())["models"]
+        assert re.search(r"precision +fp32", out)
+    assert results["trained"] == results["given"] != results["longest"]
+
+
 def test_models_are_compared_on_the_same_text(trained, text_file, tmp_path, capsys):
     models = [str(trained), str(trained / "checkpoint-10")]
     out = evaluated(

@@ -77,6 +77,16 @@ def test_bf16_is_for_gpus_that_have_it_in_hardware(major, uses_bf16, monkeypatch
     assert hardware.multiplies_bf16("cuda") == uses_bf16
 
 
+@pytest.mark.parametrize(
+    ("parameters", "bf16", "expected"),
+    [(20_000_000, True, "bf16"), (20_000_000, False, "fp32"), (19_999_999, True, "fp32")],
+)
+def test_a_large_model_is_evaluated_in_the_fastest_precision(parameters, bf16, expected, monkeypatch):
+    cpu(monkeypatch, bf16)
+    model = SimpleNamespace(num_parameters=lambda: parameters, device=torch.device("cpu"))
+    assert hardware.inference_precision(model) == expected
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a CPU's choice")
 @pytest.mark.parametrize("bf16", [True, False])
 def test_auto_precision_follows_the_cpu_and_a_given_one_does_not(bf16, tmp_path, monkeypatch):

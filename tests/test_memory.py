@@ -40,7 +40,7 @@ def test_more_tokens_need_more_memory_and_every_way_to_save_it_less(kind):
     assert needed(kind, lora=4) - memory.PEFT_BYTES < needed(kind, freezes=True)
 
 
-def test_a_prediction_allocates_nothing():
+def test_a_prediction_allocates_nothing(tmp_path):
     printed = run_python(
         f"""
 import sys
@@ -55,7 +55,7 @@ before = psutil.Process().memory_info().rss
 needed = training_memory(config, args, 256)
 print(needed, psutil.Process().memory_info().rss - before)
 """,
-        memory.Path.cwd(),
+        tmp_path,
     )
     predicted, allocated = map(int, printed.split())
     assert predicted > 16e9

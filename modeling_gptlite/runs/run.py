@@ -171,14 +171,17 @@ class Run:
 
         With `eval_on_start` it is the one that training measured: in the same precision as the one before training.
         """
-        state, training = self.trainer.state, self.args.training
-        losses = {row["step"]: row["eval_loss"] for row in state.log_history if "eval_loss" in row}
+        state, training, losses = self.trainer.state, self.args.training, self._losses()
         if training.eval_on_start and step in losses:
             return losses[step]
         with autocast(training) if training.eval_on_start else contextlib.nullcontext():
             loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)
         check_finite(loss, state.global_step, "validation loss")
         return loss
+
+    def _losses(self) -> dict[int, float]:
+        """The validation losses of training, by step."""
+        return {int(row["step"]): row["eval_loss"] for row in self.trainer.state.log_history if "eval_loss" in row}
 
     def _save(self, model: PreTrainedModel, record: dict[str, Any]) -> None:
         folder, log_history = Path(self.args.training.output_dir), record["log_history"]
@@ -198,8 +201,7 @@ class Run:
 
     def interim_card(self, trainer: CausalLMTrainer) -> str | None:
         """The card of a checkpoint that is published while training continues; None if it was not evaluated."""
-        state = trainer.state
-        losses = {row["step"]: row["eval_loss"] for row in state.log_history if "eval_loss" in row}
+        state, losses = trainer.state, self._losses()
         if state.global_step not in losses:
             return None
         return render_card(self._record(state.global_step, losses[state.global_step], ""), str(trainer.hub_model_id))

@@ -1,7 +1,7 @@
 """How to fine-tune a pretrained model: context, batch, rates and passes for a text, a time and a memory.
 
 chosen = tune({"model_name_or_path": "HuggingFaceTB/SmolLM2-135M"}, Base(longest=8192), 305_111, memory)
-print(chosen)  # {"context_length": 1024, "learning_rate": 0.0002, ...}
+print(chosen)  # {"context_length": 768, "learning_rate": 0.0002, ...}
 
 `benchmarks/tuning.md` says how the values were found.
 """

@@ -66,7 +66,8 @@ def training_memory(
         activations = activations / layers + layers * tokens * text.hidden_size * 4
     saved = 4 * parameters + (4 + STATE_BYTES) * trained + once + activations
     modules = 0 if lora is None else PEFT_BYTES
-    return modules + math.ceil((1 + SLACK) * (saved + _loss(text, tokens, lora is None and not freezes_embeddings)))
+    trains_head = lora is None and not (freezes_embeddings and config.tie_word_embeddings)
+    return modules + math.ceil((1 + SLACK) * (saved + _loss(text, tokens, trains_head)))
 
 
 def _activations(model, args: CausalLMTrainingArguments, context: int) -> tuple[int, int]:
