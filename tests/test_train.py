@@ -60,6 +60,27 @@ def test_a_run_from_python_resumes_bit_for_bit(settings, trained, tmp_path):
     assert same_weights(tmp_path / "run", trained)
 
 
+def test_the_order_of_the_windows_is_part_of_a_run(settings):
+    run = interrupted(start_from(**settings), 14)
+    assert run.identity["windows"] == run.facts["data"]["windows"] == "without replacement"
+    resumed = start_from(**settings)
+    assert not resumed.data.train.replacement
+    manifest = resumed.checkpoint / "manifest.json"
+    written = json.loads(manifest.read_text())
+    written["run"]["windows"] = "another order"
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(ResumeError, match="windows was another order and is now without replacement"):
+        start_from(**settings)
+    del written["run"]["windows"]  # as version 0.1 left it
+    manifest.write_text(json.dumps(written))
+    old = interrupted(start_from(**settings), 18)
+    assert old.data.train.replacement
+    assert "windows" not in old.facts["data"]
+    again = start_from(**settings)
+    assert again.checkpoint.name == "checkpoint-18"
+    assert again.data.train.replacement
+
+
 def test_a_second_call_of_train_resumes(settings, trained, tmp_path):
     interrupted(start_from(**settings), 14).train()
     assert same_weights(tmp_path / "run", trained)

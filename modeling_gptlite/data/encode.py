@@ -128,21 +128,31 @@ class EncodedText:
     def samples_per_epoch(self, context: int) -> float:
         return len(self.train_ids) / context
 
-    def cut(self, context: int, windows_per_step: int, steps: int, seed: int = 0, report: Report = print) -> RunData:
+    def cut(
+        self,
+        context: int,
+        windows_per_step: int,
+        steps: int,
+        seed: int = 0,
+        report: Report = print,
+        replacement: bool = False,
+    ) -> RunData:
         """The windows of a run of `steps` steps.
 
         Args:
             context: Context length, in tokens.
             windows_per_step: Windows in each optimizer step, over all processes.
             seed: Of the order of the training windows.
+            replacement: As for `RandomWindows`.
 
         Raises:
             DataError: The text is shorter than a window.
         """
-        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed)
+        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed, replacement)
         validation = EvaluationWindows(self.validation_ids, context)
         prompt = "" if "documents" in self.facts else "\n"  # the empty one begins a document
-        return RunData(train, validation, steps, prompt, {**self.facts, "context_length": context})
+        order = {} if replacement else {"windows": "without replacement"}
+        return RunData(train, validation, steps, prompt, {**self.facts, "context_length": context, **order})
 
 
 @dataclass(frozen=True)
@@ -162,8 +172,16 @@ class EncodedExamples:
     def samples_per_epoch(self, context: int) -> float:
         return sum(row.fits(context) for row in self.train)
 
-    def cut(self, context: int, windows_per_step: int, steps: int, seed: int = 0, report: Report = print) -> RunData:
-        """The examples of a run, as for `EncodedText`.
+    def cut(
+        self,
+        context: int,
+        windows_per_step: int,
+        steps: int,
+        seed: int = 0,
+        report: Report = print,
+        replacement: bool = False,
+    ) -> RunData:
+        """The examples of a run, as for `EncodedText`; `replacement` concerns text alone.
 
         If an example is longer than the context, its beginning is cut off; if its last completion alone is, it is left
         out.

@@ -79,6 +79,7 @@ def identify(
             "tokenizer (sha256)": hashlib.sha256(tokenizer_state(tokenizer).encode()).hexdigest(),
             "tokens to train and validate": [facts["train_tokens"], facts["validation_tokens"]],
             "context_length": facts["context_length"],
+            "windows": facts.get("windows"),
             "parameters": model.num_parameters(),
             "max_steps": args.max_steps,
             "windows per step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -159,6 +160,11 @@ def find_checkpoint(args: CausalLMTrainingArguments, log: Callable[[str], None])
 def recorded_run(checkpoint: Path) -> dict[str, Any]:
     """What the manifest of a checkpoint says about its run: an identity, and what the run decided."""
     return Checkpoints.recorded_run(checkpoint)
+
+
+def draws_with_replacement(checkpoint: Path | None) -> bool:
+    """Whether a checkpoint is from a run that draws its windows with replacement: a version that did not record it."""
+    return checkpoint is not None and recorded_run(checkpoint).get("windows") is None
 
 
 def check_same_run(checkpoint: Path | None, identity: Mapping[str, Any], log: Callable[[str], None]) -> None:

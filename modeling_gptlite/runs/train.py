@@ -32,7 +32,14 @@ from .model import (
 )
 from .recipes import find_recipe, override, read_recipe
 from .record import run_facts
-from .resume import check_output_dir, check_same_run, find_checkpoint, identify, recorded_run
+from .resume import (
+    check_output_dir,
+    check_same_run,
+    draws_with_replacement,
+    find_checkpoint,
+    identify,
+    recorded_run,
+)
 from .run import Interrupted, Run, sample
 from .settings import Arguments, parse, read
 
@@ -104,7 +111,7 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     transformers.set_seed(args.training.seed)
     with args.training.main_process_first():
         model = build_model(args.model, tokenizer, added)
-    data = cut(text, model.config, args, args.training.max_steps, log)
+    data = cut(text, model.config, args, args.training.max_steps, log, draws_with_replacement(checkpoint))
     given = args.values(resolved.settings)
     identity = identify({**given, **resolved.recorded}, args.training, data.facts, tokenizer, model)
     check_same_run(checkpoint, identity, log)
@@ -143,14 +150,16 @@ def windows_per_step(args: Arguments) -> int:
     return training.train_batch_size * training.world_size * training.gradient_accumulation_steps
 
 
-def cut(text: Encoded, config: PreTrainedConfig, args: Arguments, steps: int, log: Log) -> RunData:
+def cut(
+    text: Encoded, config: PreTrainedConfig, args: Arguments, steps: int, log: Log, replacement: bool = False
+) -> RunData:
     """The windows, or examples, of a run, with the language and the license that were given."""
     context, short = context_length(config, args.data.context_length), args.training.short_context
     if short and not text.divides:
         raise ModelError("--short_context divides windows of text; examples are never divided: leave it out")
     if short and context % short:
         raise ModelError(f"--short_context must divide the context length of {context}, got {short}")
-    data = text.cut(context, windows_per_step(args), steps, args.training.seed, log)
+    data = text.cut(context, windows_per_step(args), steps, args.training.seed, log, replacement)
     data.facts.update({name: getattr(args.data, name) for name in ("language", "license") if getattr(args.data, name)})
     return data
 
