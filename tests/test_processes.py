@@ -21,6 +21,7 @@ MODEL = '{"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 
 # `scripts.train`, with a record of what reaches the model: (step, rank, first ids of each window).
 WATCHED = """
 import json, os, sys
+from modeling_gptlite.training import head
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts import train
 from scripts.cli import run
@@ -36,6 +37,7 @@ def watched(self, model, inputs, *args, **kwargs):
     return loss
 
 CausalLMTrainer.training_step = watched
+head.LARGE_VOCABULARY = int(os.environ.get("LARGE_VOCABULARY", head.LARGE_VOCABULARY))
 run(train.main)
 """
 
@@ -103,6 +105,14 @@ def test_two_processes_train_as_one_does(alone, text_file, tmp_path):
     ranks = [(tmp_path / "seen" / f"{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
     assert [len(rows) for rows in ranks] == [32, 32]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in alone.iterdir()}
+
+
+def test_two_processes_train_as_one_does_with_logits_in_chunks(alone, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("LARGE_VOCABULARY", "1")
+    train(2, tmp_path / "run", text_file, "--gradient_accumulation_steps=2", "--per_device_train_batch_size=2")
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=2e-5)
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path / "run"))
+    torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-3)
 
 
 def test_a_rank_that_dies_ends_the_job_and_resume_works_on_another_number_of_processes(alone, text_file, tmp_path):
