@@ -1,4 +1,4 @@
-"""What suits a text, a time and a machine: the size of a model, the number of steps, dropout, compilation.
+"""What suits a text, a time and a machine: a model's size, the steps, dropout and decay, teachers, compilation.
 
 resolved = resolve({"minutes": 10}, Facts(train_tokens=1_003_854), measure)
 print(resolved.settings)  # {"minutes": 10, "model_overrides": '{"hidden_size": 128, ...}', "max_steps": 2140, ...}
@@ -12,19 +12,22 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..data.windows import longest_context
 from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
-from . import tuning
+from . import teachers, tuning
 from .advice import SHORT
 from .recipes import override
 from .settings import defaults
 
 
-AUTO, TUNED = "auto", "tuned"  # what was chosen, in the record of a run: a size; how to fine-tune
+# What was chosen, in the record of a run: a size; the models to learn from; how to fine-tune.
+AUTO, TEACHERS, TUNED = "auto", "teachers", "tuned"
+RECORDED = (AUTO, TEACHERS, TUNED, "seconds_per_step", "limited_by_text")
 MOST_STEPS = 10**9
 
 
@@ -55,11 +58,13 @@ class Resolved:
         settings: Those that were given, and what was chosen. Without the minutes, they make the same run.
         recorded: What a checkpoint has to record to resume the run, besides the settings.
         lines: What was chosen and why, in words.
+        teachers: The settings of the runs that train them.
     """
 
     settings: dict[str, Any]
     recorded: dict[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
+    teachers: tuple[dict[str, Any], ...] = ()
 
 
 Measure = Callable[[Mapping[str, Any]], Costs]
@@ -95,7 +100,7 @@ def resolve(
     measured: dict[str, Costs] = {}
 
     def costs_of(candidate: Mapping[str, Any]) -> Costs:
-        key = json.dumps(candidate, sort_keys=True, default=str)
+        key = json.dumps({**candidate, "weight_decay": None}, sort_keys=True, default=str)  # which takes no time
         if key not in measured:
             measured[key] = measure(candidate)
         return measured[key]
@@ -103,8 +108,8 @@ def resolve(
     resolved: dict[str, Any] = dict(settings)
     recorded: dict[str, Any] = {}
     if chooses_size(settings):
-        recorded[AUTO] = chosen = choose(settings, facts, costs_of)
-        resolved = apply(chosen, settings)
+        recorded = choose(settings, facts, costs_of)
+        resolved = apply(recorded[AUTO], settings)
     if resolved.get("torch_compile") == AUTO:
         resolved["torch_compile"] = False
         seconds = 60 * settings.get("minutes", 0)
@@ -113,14 +118,17 @@ def resolve(
         resolved["torch_compile"] = compiling_pays(seconds)
     if facts.base is not None:
         return tune(resolved, facts, costs_of, elapsed, memory)
-    lines = _describe(recorded)
+    lines, taught = _describe(recorded), teacher_settings(recorded, settings)
     if "minutes" in settings:
-        costs = costs_of(resolved)
-        most = most_steps(facts.train_tokens, costs.tokens_per_step) if AUTO in recorded else MOST_STEPS
-        resolved |= (fitted := fit(costs, resolved, most, elapsed()))
+        costs, spent = costs_of(resolved), elapsed()
+        if taught:
+            spent += len(taught) * teacher_seconds(costs, taught[0])
+            costs = costs.taught_by(len(taught))
+        most = most_steps(facts.train_tokens, costs.tokens_per_step) if AUTO in recorded and not taught else MOST_STEPS
+        resolved |= (fitted := fit(costs, resolved, most, spent))
         recorded["seconds_per_step"] = step_seconds(costs, resolved)
         lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], fitted["max_steps"] == most),)
-    return Resolved(resolved, recorded, lines)
+    return Resolved(resolved, recorded, lines, taught)
 
 
 def _time(settings: Mapping[str, Any], steps: int, seconds: float, is_limited: bool) -> str:
@@ -137,7 +145,7 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
         run: What the checkpoint's manifest says about its run. `check_same_run` finds out whether it is the same.
     """
     resolved = dict(settings)
-    recorded = {name: run[name] for name in (AUTO, TUNED, "seconds_per_step", "limited_by_text") if name in run}
+    recorded = {name: run[name] for name in RECORDED if name in run}
     resolved |= {name: value for name, value in recorded.get(TUNED, {}).items() if name not in settings}
     if chooses_size(settings):
         resolved = apply(run.get(AUTO, {}), settings)
@@ -145,7 +153,7 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
         resolved["torch_compile"] = bool(run.get("torch_compile"))
     if "minutes" in settings:
         resolved |= {name: run[name] for name in FITTED if name in run and name not in resolved}
-    return Resolved(resolved, recorded, _describe(recorded))
+    return Resolved(resolved, recorded, _describe(recorded), teacher_settings(recorded, settings))
 
 
 def budget(resolved: Resolved, steps: int, train_tokens: int, tokens_per_step: int) -> dict[str, Any]:
@@ -161,12 +169,16 @@ def budget(resolved: Resolved, steps: int, train_tokens: int, tokens_per_step: i
 
 
 def _describe(recorded: Mapping[str, Any]) -> tuple[str, ...]:
-    """The size that was chosen, in words."""
+    """The size that was chosen, and the teachers, in words."""
     if AUTO not in recorded:
         return ()
-    fields = recorded[AUTO]["model_overrides"]
+    fields, plan = recorded[AUTO]["model_overrides"], recorded.get(TEACHERS)
     dropout = f", dropout {fields['hidden_dropout']}" if fields["hidden_dropout"] else ""
-    return (f"auto: {fields['num_hidden_layers']} layers of width {fields['hidden_size']}{dropout}",)
+    lines = [f"auto: {fields['num_hidden_layers']} layers of width {fields['hidden_size']}{dropout}"]
+    if plan:
+        what = f"{plan['count']} models are" if plan["count"] > 1 else "another model is"
+        lines.append(f"{what} trained first, in {plan['max_steps']:,} steps, for it to learn from: the text is short")
+    return tuple(lines)
 
 
 # ---- The size ------------------------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ OPTIMIZER: dict[str, Any] = {
     "learning_rate": 6e-3,
     "muon_learning_rate": 0.014,
     "muon_momentum_warmup": 1.0,
-    "weight_decay": 0.0,
+    "weight_decay": 0.0,  # a short text's is higher
     "lr_scheduler_type": "linear",
 }
 SEQUENCE_WARMUP = {"short_context": 64, "short_context_fraction": 0.6}
@@ -201,14 +213,14 @@ class Size:
         min_tokens: Smallest training text, in tokens; on less, this size overfits even with dropout.
         loss_at_one_step: After n steps on a large text, the loss is about this less `loss_per_log_step * log(n)`.
         loss_per_log_step: See `loss_at_one_step`.
-        dropout: The rates of dropout, by the number of passes over the text from which each applies.
+        regularization: The rates of dropout and of decay, by the passes over the text from which they apply.
         fields: Of the configuration.
     """
 
     min_tokens: int
     loss_at_one_step: float
     loss_per_log_step: float
-    dropout: dict[int, float]
+    regularization: dict[int, tuple[float, float]]
     fields: dict[str, int]
 
     def loss(self, steps: float) -> float:
@@ -222,13 +234,13 @@ class Size:
 
 
 SIZES = (
-    Size(0, 1.556, 0.0633, {3: 0.1, 20: 0.2}, _fields(width=128, layers=4, heads=4, context=128)),
-    Size(2_700_000, 1.830, 0.1050, {3: 0.1, 20: 0.2}, _fields(width=192, layers=6, heads=6, context=128)),
-    Size(1_000_000, 2.039, 0.1568, {2: 0.1, 5: 0.2}, _fields(width=384, layers=6, heads=6, context=256)),
+    Size(0, 1.556, 0.0633, {3: (0.1, 0.5), 6: (0.2, 2.0)}, _fields(width=128, layers=4, heads=4, context=128)),
+    Size(2_700_000, 1.830, 0.1050, {3: (0.1, 0.0), 20: (0.2, 0.0)}, _fields(width=192, layers=6, heads=6, context=128)),
+    Size(1_000_000, 2.039, 0.1568, {2: (0.1, 0.0), 5: (0.2, 0.0)}, _fields(width=384, layers=6, heads=6, context=256)),
 )
 MIN_STEP_RATIO = 1.5  # on CPUs, a step is at least this many times slower than with the next smaller size: 2.1 to 6.9
 SHORT_TEXT_TOKENS = SHORT  # a text of fewer tokens is memorized in more passes, also with dropout
-PASSES_OF_SHORT_TEXT, LEAST_STEPS = 5, 100
+PASSES_OF_SHORT_TEXT, LEAST_STEPS = 10, 100
 
 
 def chooses_size(settings: Mapping[str, Any]) -> bool:
@@ -237,7 +249,11 @@ def chooses_size(settings: Mapping[str, Any]) -> bool:
 
 
 def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[str, Any]:
-    """The settings of the size with the lowest expected loss. Larger sizes are measured as long as they may be it."""
+    """The size with the lowest expected loss, and its teachers. Larger sizes are measured as long as they may be it.
+
+    Returns:
+        Under `AUTO` the settings of the size; under `TEACHERS` what `plan_teachers` returns, if there is time for them.
+    """
     # Pieces must divide the context, which is known if nothing is given that sets it.
     divides = facts.divides and not settings.keys() & {"context_length", "model_overrides"}
     measured: list[tuple[float, Size, float]] = []  # expected loss, size, steps in the time; the smallest size first
@@ -253,23 +269,31 @@ def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[
         measured.append((size.loss(steps), size, steps))
     _, size, steps = min(measured, key=lambda row: row[0])
     context = size.context(facts)
-    steps = min(steps, most_steps(facts.train_tokens, BATCH * context))
-    passes = steps * BATCH * context / facts.train_tokens
-    dropout = max((rate for least, rate in size.dropout.items() if least <= passes), default=0.0)
-    return size_settings(size, context, dropout, divides)
+    steps_per_pass = facts.train_tokens / (BATCH * context)
+    plan = None if "label_smoothing_factor" in settings else plan_teachers(steps, steps_per_pass)
+    if plan:
+        return {AUTO: size_settings(size, context, 0.0, TAUGHT_DECAY, divides), TEACHERS: plan}
+    passes = min(steps, most_steps(facts.train_tokens, BATCH * context)) / steps_per_pass
+    reached = [rates for least, rates in size.regularization.items() if least <= passes]
+    dropout, decay = max(reached, default=(0.0, 0.0))
+    return {AUTO: size_settings(size, context, dropout, decay, divides)}
 
 
-def size_settings(size: Size, context: int, dropout: float = 0.0, divides: bool = True) -> dict[str, Any]:
+def size_settings(
+    size: Size, context: int, dropout: float = 0.0, decay: float = 0.0, divides: bool = True
+) -> dict[str, Any]:
     """Settings of a run with a model of this size.
 
     Args:
         context: Its context length, in tokens.
         dropout: Of the residual stream; that of the attention weights would be as slow as a third of a step.
+        decay: Of matrices and embeddings, times the learning rate of each.
         divides: Whether windows are cut into pieces at first.
     """
     fields = {**size.fields, "max_position_embeddings": context, "hidden_dropout": dropout}
     warmup = SEQUENCE_WARMUP if divides and context > SEQUENCE_WARMUP["short_context"] else {}
-    return {**OPTIMIZER, **warmup, "per_device_train_batch_size": BATCH, "model_overrides": fields}
+    chosen = {"weight_decay": decay, "per_device_train_batch_size": BATCH, "model_overrides": fields}
+    return {**OPTIMIZER, **warmup, **chosen}
 
 
 def most_steps(tokens: int, tokens_per_step: int) -> int:
@@ -289,6 +313,57 @@ def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
         own = json.loads(settings.get("model_overrides", "{}"))
         applied["model_overrides"] = json.dumps({**chosen["model_overrides"], **own})
     return {**settings, **applied}
+
+
+# ---- Teachers -----------------------------------------------------------------------------------------------------
+
+# A model that is trained for longer memorizes a short text. One that also learns from what others expect does not.
+PASSES_WITH_TEACHERS = 15  # from this many on that there is time for, teachers pay
+TEACHER_PASSES, TEACHER_DROPOUT, TEACHER_DECAY, TAUGHT_DECAY = 10, 0.2, 2.0, 1.0
+TEACHERS_TIME, MOST_TEACHERS = 0.4, 6  # of the time, at most
+
+
+def plan_teachers(steps: float, steps_per_pass: float) -> dict[str, Any] | None:
+    """How many teachers are trained for how long; None if there is no time for them.
+
+    Args:
+        steps: That there is time for, all together.
+    """
+    if steps < PASSES_WITH_TEACHERS * steps_per_pass:
+        return None
+    each = math.ceil(min(TEACHER_PASSES * steps_per_pass, TEACHERS_TIME * steps))
+    count = max(1, min(MOST_TEACHERS, int(TEACHERS_TIME * steps / each)))
+    return {"count": count, "max_steps": each, "hidden_dropout": TEACHER_DROPOUT, "weight_decay": TEACHER_DECAY}
+
+
+def teacher_settings(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The settings of the run of each teacher: those of the model that learns, with another seed and in its own folder.
+
+    Args:
+        recorded: What `choose` returned.
+        settings: Those that were given.
+    """
+    if not (plan := recorded.get(TEACHERS)):
+        return ()
+    chosen = {**recorded[AUTO], "weight_decay": plan["weight_decay"]}
+    chosen["model_overrides"] = {**chosen["model_overrides"], "hidden_dropout": plan["hidden_dropout"]}
+    steps, interval = plan["max_steps"], math.ceil(plan["max_steps"] / 2)
+    each = apply(chosen, settings) | {
+        **{"max_steps": steps, "warmup_steps": _warmup(steps), "eval_steps": interval, "save_steps": interval},
+        **{"eval_strategy": "steps", "save_strategy": "steps", "eval_sample_length": 0, "sample_length": 0},
+        **{"torch_compile": False, "push_to_hub": False, "report_to": "none", "resume_from_checkpoint": "auto"},
+    }
+    del each["minutes"]
+    folder = Path(settings.get("output_dir", defaults()["output_dir"]), teachers.FOLDER)
+    seed = settings.get("seed", defaults()["seed"])
+    numbers = range(1, plan["count"] + 1)
+    return tuple({**each, "seed": seed + number, "output_dir": str(folder / str(number))} for number in numbers)
+
+
+def teacher_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
+    """What the run of a teacher takes."""
+    steps = settings["max_steps"] * step_seconds(costs, settings)
+    return costs.start + steps + 2 * (costs.evaluation + costs.checkpoint) + costs.finish
 
 
 # ---- A pretrained model --------------------------------------------------------------------------------------------
@@ -385,12 +460,16 @@ def fit(
         )
     fitted = {"max_steps": steps}
     if "warmup_steps" not in settings:
-        fitted["warmup_steps"] = min(int(defaults()["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
+        fitted["warmup_steps"] = _warmup(steps)
     if not keeps_intervals:
         fitted["eval_steps"] = fitted["save_steps"] = math.ceil(steps / saves)
         if not evaluations:
             fitted["eval_delay"] = steps + 1
     return fitted
+
+
+def _warmup(steps: int) -> int:
+    return min(int(defaults()["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
 
 
 def step_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:

@@ -95,7 +95,7 @@ def plain(value: Any) -> Any:
 
 
 class Clock(TrainerCallback):
-    """Seconds of training, over all interruptions of a run.
+    """Seconds of training, over all interruptions of a run, and of its teachers.
 
     Every row of the Trainer's log gets them as `seconds`. A resumed run continues to count from the last row in its
     checkpoint: the time between that row and the interruption is not counted.
@@ -103,12 +103,13 @@ class Clock(TrainerCallback):
 
     def __init__(self):
         self.before, self.began = 0.0, None
+        self.earlier = 0.0  # of the teachers
 
     def seconds(self) -> float:
         return self.before + (0.0 if self.began is None else time.perf_counter() - self.began)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
+        self.before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), self.earlier)
         self.began = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -23,6 +23,7 @@ from ..training.checkpointing import Checkpoints
 from ..training.hardware import precision
 from .record import RUN_FILE, plain
 from .settings import defaults
+from .teachers import begun
 
 
 # Why a setting may change when a run is resumed, and which: names and patterns. All other settings must stay the same.
@@ -115,11 +116,11 @@ def check_output_dir(args: CausalLMTrainingArguments) -> None:
         return
     checkpoints = Checkpoints(output_dir).all()
     if mode == "true":
-        if not checkpoints:
+        if not (checkpoints or begun(output_dir)):
             raise ResumeError(f"there is no checkpoint to resume from in {output_dir}")
     elif (output_dir / RUN_FILE).exists():
         raise ResumeError(f"{output_dir} holds a finished run; choose another --output_dir, or delete the folder")
-    elif mode == "false" and checkpoints:
+    elif mode == "false" and (checkpoints or begun(output_dir)):
         raise ResumeError(
             f"{output_dir} holds an unfinished run; resume it with --resume_from_checkpoint auto, choose another "
             "--output_dir, or delete the folder"
@@ -157,8 +158,13 @@ def find_checkpoint(args: CausalLMTrainingArguments, log: Callable[[str], None])
     return found[0]
 
 
+def find_teachers(args: CausalLMTrainingArguments) -> Path | None:
+    """The folder with the manifest of a run that has not begun to train its own model; None if it has no teachers."""
+    return begun(args.output_dir) if resume_mode(args) in ("auto", "true") else None
+
+
 def recorded_run(checkpoint: Path) -> dict[str, Any]:
-    """What the manifest of a checkpoint says about its run: an identity, and what the run decided."""
+    """What the manifest of a checkpoint, or of teachers, says about its run: an identity, and what the run decided."""
     return Checkpoints.recorded_run(checkpoint)
 
 

@@ -34,6 +34,7 @@ from .plots import plot_run, published_levels
 from .record import Clock, make_record, summary, write_run
 from .resume import check_output_dir, check_same_run, find_checkpoint
 from .settings import Arguments
+from .teachers import Teachers
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,6 +59,7 @@ class Run:
         facts: What `run.json` says before training: arguments, environment, data, model.
         identity: What a resumed run must have in common with its checkpoint.
         checkpoint: The one to resume from; None to train from the first step.
+        teachers: From which the model learns; they are trained first. None: it learns from the text alone.
     """
 
     def __init__(
@@ -70,9 +72,10 @@ class Run:
         identity: dict[str, Any],
         checkpoint: Path | None,
         log: Callable[[str], None],
+        teachers: Teachers | None = None,
     ):
         self.tokenizer, self.args, self.data, self.facts = tokenizer, args, data, facts
-        self.identity, self.checkpoint, self.log = identity, checkpoint, log
+        self.identity, self.checkpoint, self.log, self.teachers = identity, checkpoint, log, teachers
         self.trainable = model.num_parameters(only_trainable=True)
         self.stop, self.clock = StopOnSignal(), Clock()
         callbacks = [self.clock, LiveLine(data.tokens_per_step), self.stop]
@@ -112,6 +115,11 @@ class Run:
         self._announce()
         is_main = trainer.is_world_process_zero()
         with trainer.checkpoints.locked() if is_main else contextlib.nullcontext(), self.stop:
+            if self.teachers:
+                trainer.teachers = self.teachers.train(self.identity)
+                self.clock.earlier = self.teachers.seconds()
+                self.log("the model learns from the text and its teachers")
+                transformers.set_seed(training.seed)  # whether they were trained now or before
             trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
             if self.stop.received and (step := trainer.state.global_step) < training.max_steps:
                 message = f"stopped at step {step:,} with a checkpoint; repeat the command to resume"
@@ -120,6 +128,8 @@ class Run:
                 trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
             )
             record = self._finish(model) if is_main else {}
+            if self.teachers and is_main:
+                self.teachers.remove()
         if self.stop.received:
             message = f"stopped after the finished model was saved in {training.output_dir}"
             raise Interrupted(self.stop.received, message)

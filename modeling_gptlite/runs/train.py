@@ -4,11 +4,12 @@ run = start_from("quickstart", train_file="book.txt", output_dir="out/book")
 record = run.train()  # the same two lines resume a run that was interrupted
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from accelerate.utils import broadcast_object_list
@@ -37,11 +38,13 @@ from .resume import (
     check_same_run,
     draws_with_replacement,
     find_checkpoint,
+    find_teachers,
     identify,
     recorded_run,
 )
 from .run import Interrupted, Run, sample
 from .settings import Arguments, parse, read
+from .teachers import Teachers
 
 
 __all__ = ["Interrupted", "Run", "start", "start_from"]
@@ -90,23 +93,38 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     with asked.training.main_process_first():  # the other processes find the text and its ids in the cache
         source = open_source(asked.data, log)
     checkpoint = find_checkpoint(asked.training, log)
+    unfinished = checkpoint or find_teachers(asked.training)
     if asked.model.model_name_or_path == auto.AUTO:
-        settings["model_name_or_path"] = name_base(asked, source, checkpoint, log)
+        settings["model_name_or_path"] = name_base(asked, source, unfinished, log)
         asked = parse(settings)
     with asked.training.main_process_first():
         tokenizer, added = load_or_build_tokenizer(asked.model, source, log)
         text = encode(source, tokenizer, asked.data.validation_fraction, log)
+    inputs = Inputs(text, tokenizer, added)
 
-    if checkpoint:
-        resolved = auto.resume(settings, recorded_run(checkpoint))
+    if unfinished:
+        resolved = auto.resume(settings, recorded_run(unfinished))
     else:
-        measure = Measure(text, tokenizer, added, began)
+        measure = Measure(inputs, began)
         steps, base = count_steps(settings, text, tokenizer), pretrained_base(asked.model, added)
         known = auto.Facts(text.train_tokens, text.divides, steps, asked.training.world_size, base)
         resolved = auto.resolve(settings, known, measure, measure.elapsed, measure.memory)
     for line in resolved.lines:
         log(line)
+    return prepare(resolved, inputs, checkpoint, log)
 
+
+class Inputs(NamedTuple):
+    """What a run and its teachers have in common: the text, its tokenizer, and how many characters joined that."""
+
+    text: Encoded
+    tokenizer: PreTrainedTokenizerBase
+    added: int
+
+
+def prepare(resolved: auto.Resolved, inputs: Inputs, checkpoint: Path | None, log: Log) -> Run:
+    """The run of settings that are decided: its model and its windows."""
+    text, tokenizer, added = inputs
     args = parse({**resolved.settings, "max_steps": count_steps(resolved.settings, text, tokenizer)})
     transformers.set_seed(args.training.seed)
     with args.training.main_process_first():
@@ -114,12 +132,21 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     data = cut(text, model.config, args, args.training.max_steps, log, draws_with_replacement(checkpoint))
     given = args.values(resolved.settings)
     identity = identify({**given, **resolved.recorded}, args.training, data.facts, tokenizer, model)
-    check_same_run(checkpoint, identity, log)
+    check_same_run(checkpoint or find_teachers(args.training), identity, log)
     budget = auto.budget(resolved, args.training.max_steps, text.train_tokens, data.tokens_per_step)
     facts = run_facts(given, budget, args, data, model)
     facts["lora_merged"] = "lora_r" in resolved.recorded.get(auto.TUNED, {})  # the user did not ask for an adapter
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
-    return Run(model, tokenizer, args, data, facts, identity, checkpoint, log)
+    teachers = None
+    if resolved.teachers:
+        teachers = Teachers(resolved.teachers, functools.partial(prepare_teacher, inputs), log)
+    return Run(model, tokenizer, args, data, facts, identity, checkpoint, log, teachers)
+
+
+def prepare_teacher(inputs: Inputs, settings: Mapping[str, Any]) -> Run:
+    """The run of a teacher, from its checkpoint if it has one."""
+    checkpoint = find_checkpoint(parse(settings).training, _silent)
+    return prepare(auto.Resolved(dict(settings)), inputs, checkpoint, _silent)
 
 
 def name_base(asked: Arguments, source: Source, checkpoint: Path | None, log: Log) -> str:
@@ -167,8 +194,9 @@ def cut(
 class Measure:
     """What `auto.resolve` calls: the costs of a run with some settings, and the seconds since the run began."""
 
-    def __init__(self, text: Encoded, tokenizer: PreTrainedTokenizerBase, added: int, began: float):
-        self.text, self.tokenizer, self.added, self.began = text, tokenizer, added, began
+    def __init__(self, inputs: Inputs, began: float):
+        self.text, self.tokenizer, self.added = inputs
+        self.began = began
 
     def __call__(self, settings: Mapping[str, Any]) -> Costs:
         args = parse(settings)

@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class Costs:
         checkpoint: A checkpoint.
         finish: What follows the last step: the evaluation in full precision, the sample, saving.
         tokens_per_step: Of all processes.
+        forward: What a teacher adds to a step: a forward pass over its windows, without gradients.
     """
 
     start: float
@@ -57,6 +58,12 @@ class Costs:
     checkpoint: float
     finish: float = 0.0
     tokens_per_step: int = 0
+    forward: float = 0.0
+
+    def taught_by(self, teachers: int) -> "Costs":
+        """With what this number of teachers adds to each step."""
+        more = teachers * self.forward
+        return replace(self, step=self.step + more, short_step=self.short_step + more)
 
 
 def time_run(
@@ -95,6 +102,7 @@ def time_run(
         sampling = _time_sample(model, sample, sample_lengths[0])
     last_evaluation = _time_evaluation(model, args, data)[1] if evaluates_again else 0.0
     last_sampling = _time_sample(model, sample, sample_lengths[1])
+    batch = min(len(data.validation), args.per_device_eval_batch_size)
     batches = math.ceil(len(data.validation) / args.per_device_eval_batch_size)
     trained_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     costs = Costs(
@@ -106,6 +114,7 @@ def time_run(
         checkpoint=CHECKPOINT + 3 * trained_bytes / BYTES_PER_SECOND,
         finish=batches * last_evaluation + last_sampling + FINISHING,
         tokens_per_step=data.tokens_per_step,
+        forward=evaluation * args.train_batch_size * args.gradient_accumulation_steps / batch,
     )
     del steps, trained, model
     gc.collect()

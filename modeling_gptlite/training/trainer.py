@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..loading import accept_older_transformers
 from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
 from .callbacks import StopOnDivergence
 from .checkpointing import Checkpoints
+from .distillation import DistillationLoss
 from .hardware import give_back_memory, keep_freed_memory, training_attention
 from .head import TrainingLoss, by_token, plain_head, training_loss
 from .metrics import mean_loss, token_losses, window_losses
@@ -43,8 +44,8 @@ class CausalLMTrainer(Trainer):
     * Optimizers: AdamW that decays matrices only, or Muon for the hidden matrices (`optimizers_of`).
     * Training: the fastest attention for the hardware (`train`); early windows in pieces (`training_step`), and early
       momentum low (`_WarmUpMomentum`).
-    * Loss: label smoothing of labels that are shifted already, the logits of a large vocabulary in chunks
-      (`compute_loss`); a loss that is not finite ends training.
+    * Loss: label smoothing of labels that are shifted already, the logits of a large vocabulary in chunks, or what
+      `teachers` expect besides the text (`compute_loss`); a loss that is not finite ends training.
     * Evaluation: the mean loss over every target of the split (`evaluation_loop`); with `eval_on_start` also before the
       first step, and not again when a run is resumed.
     * Checkpoints: complete or absent, with a manifest (`_save_checkpoint`); the best one is checked before it is loaded
@@ -62,6 +63,7 @@ class CausalLMTrainer(Trainer):
         args: CausalLMTrainingArguments,
         card: Callable[["CausalLMTrainer"], str | None] | None = None,
         run: dict[str, Any] | None = None,
+        teachers: Sequence[PreTrainedModel] = (),
         **kwargs,
     ):
         """As for `Trainer`, without `compute_metrics`.
@@ -69,12 +71,15 @@ class CausalLMTrainer(Trainer):
         Args:
             card: Renders the model card for a checkpoint that is pushed during training.
             run: Plain values that identify the run, for the manifests of its checkpoints.
+            teachers: Models with the same vocabulary; the model also learns what they expect (`DistillationLoss`).
 
         Raises:
             ArgumentError: An argument has a value that is not allowed, or that would have no effect.
         """
         _check_trainer(args, kwargs)
-        self.card, self.run = card, run or {}
+        if teachers and args.label_smoothing_factor:
+            raise ArgumentError("label_smoothing_factor would have no effect: the loss is that of the teachers")
+        self.card, self.run, self.teachers = card, run or {}, teachers
         self.checkpoints = Checkpoints(args.output_dir)
         self.pushes = args.push_to_hub
         self._saving_in: str | None = None
@@ -103,7 +108,11 @@ class CausalLMTrainer(Trainer):
         keep_freed_memory()
         own_attention = self.model.config._attn_implementation
         if faster := training_attention(self.args, getattr(self.train_dataset, "context", math.inf)):
-            self.model.set_attn_implementation(faster)
+            for model in (self.model, *self.teachers):
+                model.set_attn_implementation(faster)
+        if self.teachers:
+            teachers = [teacher.to(self.args.device) for teacher in self.teachers]
+            self.compute_loss_func = DistillationLoss(teachers, self.args)
         if self.compute_loss_func is None:
             is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             self.compute_loss_func = training_loss(self.model, self.args, is_sharded)
@@ -122,12 +131,14 @@ class CausalLMTrainer(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """As for `Trainer`; a `TrainingLoss` gets the targets instead of the model."""
+        """As for `Trainer`; a `TrainingLoss` or `DistillationLoss` gets the targets instead of the model."""
         loss = self.compute_loss_func
-        if not isinstance(loss, TrainingLoss):
+        if not isinstance(loss, TrainingLoss | DistillationLoss):
             return super().compute_loss(model, inputs, *args, **kwargs)
         inputs = {name: tensor for name, tensor in inputs.items() if name != "shift_labels"}
-        with loss.headless():
+        if isinstance(loss, DistillationLoss):
+            loss.ask(inputs["input_ids"])
+        with loss.headless() if isinstance(loss, TrainingLoss) else contextlib.nullcontext():
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader, description, *_, metric_key_prefix="eval", **__) -> EvalLoopOutput:

@@ -1,0 +1,75 @@
+"""The teachers of a run: models that it trains first, on the same text with other seeds, and learns from.
+
+teachers = Teachers(settings, prepare, log)
+trainer.teachers = teachers.train()
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..files import written
+from ..loading import load_model
+from ..training.checkpointing import MANIFEST
+from .record import RUN_FILE, read_run
+
+
+FOLDER = "teachers"  # in the output folder, until the run is finished
+
+
+class Teachers:
+    """Models that are trained one after the other, each as a run of its own, which resumes as every run does.
+
+    Args:
+        settings: Of each one's run.
+        prepare: Returns the `Run` for such settings.
+        log: Called with a line before each run.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[Mapping[str, Any]],
+        prepare: Callable[[Mapping[str, Any]], Any],
+        log: Callable[[str], None],
+    ):
+        self.settings, self.prepare, self.log = settings, prepare, log
+        self.folders = [Path(each["output_dir"]) for each in settings]
+
+    def train(self, identity: Mapping[str, Any]) -> list[Any]:
+        """The trained models; those that an interrupted run has finished are loaded. All processes must call it.
+
+        Args:
+            identity: What the run that learns from them must have in common with the one that is resumed.
+        """
+        state = PartialState()
+        if state.is_main_process and not begun(self.folders[0].parent.parent):
+            self.folders[0].parent.mkdir(parents=True)
+            with written(self.folders[0].parent / MANIFEST) as partial:
+                partial.write_text(json.dumps({"run": identity}, indent=2) + "\n", encoding="utf-8")
+        state.wait_for_everyone()
+        unfinished = [not (folder / RUN_FILE).exists() for folder in self.folders]
+        state.wait_for_everyone()
+        for number, (each, trains) in enumerate(zip(self.settings, unfinished, strict=True), 1):
+            if trains:
+                self.log(f"teacher {number} of {len(self.settings)}")
+                self.prepare(each).train()
+        state.wait_for_everyone()
+        return [load_model(str(folder)) for folder in self.folders]
+
+    def seconds(self) -> float:
+        """Of training, of all of them."""
+        return sum(read_run(folder)["results"]["train_seconds"] for folder in self.folders)
+
+    def remove(self) -> None:
+        """Delete their folders: what they know, the finished model knows."""
+        shutil.rmtree(self.folders[0].parent, ignore_errors=True)
+
+
+def begun(output_dir: str | Path) -> Path | None:
+    """The folder whose manifest says what a run decided that was interrupted while its teachers were trained."""
+    folder = Path(output_dir) / FOLDER
+    return folder if (folder / MANIFEST).is_file() else None
