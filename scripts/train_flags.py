@@ -3,7 +3,7 @@
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": (
         *("preset", "model_overrides", "model_name_or_path", "tokenizer", "vocab_size"),
-        *("lora_r", "lora_alpha", "lora_dropout"),
+        *("teachers", "lora_r", "lora_alpha", "lora_dropout"),
     ),
     "text": (
         *("train_file", "dataset", "dataset_config", "text_column", "documents", "encoding", "streaming"),
@@ -30,6 +30,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 SHORT_HELP = {
     "preset": "New model: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, -10m, -124m, or auto: what suits text and "
     "time. Default: auto with --minutes, else modern-1m.",
+    "teachers": "Models to train first and to learn from.",
+    "lora_r": "Rank of LoRA beside a saved model's weights.",
     "max_steps": "Optimizer steps. Default: as many as --num_train_epochs takes.",
     "num_train_epochs": "Passes over the training text, unless --max_steps is given.",
     "gradient_accumulation_steps": "Batches whose gradients are added up before each optimizer step.",

@@ -332,8 +332,8 @@ def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record
     cells = {model: record[f"python-docs, 20 minutes, {model}"] for model in models}
     assert min(cells, key=lambda model: cells[model]["validation_loss"]) == "auto"
     chosen, *fixed = cells.values()
-    tokens = chosen["steps"] * auto.BATCH * 128 // auto.PASSES_OF_SHORT_TEXT
-    assert chosen_size(tokens, *(cell["steps"] for cell in fixed)) == {**SIZES[0].fields, "hidden_dropout": 0.1}
+    tokens = chosen["steps"] * auto.BATCH * 128 // 5  # passes, as it chose then
+    assert chosen_size(tokens, *(cell["steps"] for cell in fixed)).items() >= SIZES[0].fields.items()
 
 
 @pytest.mark.parametrize("row", range(1, len(SIZES)))
@@ -358,7 +358,7 @@ def test_larger_models_are_not_measured_in_vain():
 
 
 @pytest.mark.parametrize(
-    ("row", "steps", "rate"), [(0, 1000, 0.0), (0, 3000, 0.1), (0, 20_000, 0.2), (2, 842, 0.1), (2, 1828, 0.2)]
+    ("row", "steps", "rate"), [(0, 1000, 0.0), (0, 3000, 0.1), (0, 5000, 0.2), (2, 842, 0.1), (2, 1828, 0.2)]
 )
 def test_dropout_grows_with_the_passes_over_the_text(row, steps, rate, monkeypatch):
     monkeypatch.setattr(auto, "SIZES", (SIZES[row],))
@@ -366,7 +366,11 @@ def test_dropout_grows_with_the_passes_over_the_text(row, steps, rate, monkeypat
 
 
 def test_a_short_text_is_not_passed_over_more_often_in_more_time():
-    assert chosen_size(10**5, 10**6)["hidden_dropout"] == 0.1
+    few, many = (auto.most_steps(10**5, 1536, is_taught) for is_taught in (False, True))
+    for given, steps in (({"teachers": 0}, few), ({}, many)):
+        resolved = resolve({"minutes": 60, **given}, Facts(10**5), lambda _: costs(0.01))
+        assert resolved.settings["max_steps"] == steps
+        assert "because more would not help" in resolved.lines[-1]
 
 
 def test_the_chosen_size_is_measured_again_only_if_dropout_makes_it_another_candidate():

@@ -12,22 +12,20 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..data.windows import longest_context
 from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
-from . import teachers, tuning
+from . import tuning
 from .advice import SHORT
 from .recipes import override
 from .settings import defaults
+from .teachers import EVALUATIONS, teacher_settings
 
 
-# What was chosen, in the record of a run: a size; the models to learn from; how to fine-tune.
-AUTO, TEACHERS, TUNED = "auto", "teachers", "tuned"
-RECORDED = (AUTO, TEACHERS, TUNED, "seconds_per_step", "limited_by_text")
+AUTO, TUNED = "auto", "tuned"  # what was chosen, in the record of a run: a size; how to fine-tune
 MOST_STEPS = 10**9
 
 
@@ -58,13 +56,11 @@ class Resolved:
         settings: Those that were given, and what was chosen. Without the minutes, they make the same run.
         recorded: What a checkpoint has to record to resume the run, besides the settings.
         lines: What was chosen and why, in words.
-        teachers: The settings of the runs that train them.
     """
 
     settings: dict[str, Any]
     recorded: dict[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
-    teachers: tuple[dict[str, Any], ...] = ()
 
 
 Measure = Callable[[Mapping[str, Any]], Costs]
@@ -108,8 +104,8 @@ def resolve(
     resolved: dict[str, Any] = dict(settings)
     recorded: dict[str, Any] = {}
     if chooses_size(settings):
-        recorded = choose(settings, facts, costs_of)
-        resolved = apply(recorded[AUTO], settings)
+        recorded[AUTO] = chosen = choose(settings, facts, costs_of)
+        resolved = apply(chosen, settings)
     if resolved.get("torch_compile") == AUTO:
         resolved["torch_compile"] = False
         seconds = 60 * settings.get("minutes", 0)
@@ -118,17 +114,19 @@ def resolve(
         resolved["torch_compile"] = compiling_pays(seconds)
     if facts.base is not None:
         return tune(resolved, facts, costs_of, elapsed, memory)
-    lines, taught = _describe(recorded), teacher_settings(recorded, settings)
+    lines = _describe(recorded)
     if "minutes" in settings:
-        costs, spent = costs_of(resolved), elapsed()
-        if taught:
-            spent += len(taught) * teacher_seconds(costs, taught[0])
-            costs = costs.taught_by(len(taught))
-        most = most_steps(facts.train_tokens, costs.tokens_per_step) if AUTO in recorded and not taught else MOST_STEPS
+        costs, spent, most = costs_of(resolved), elapsed(), MOST_STEPS
+        first = teacher_settings(resolved)
+        if AUTO in recorded:
+            most = most_steps(facts.train_tokens, costs.tokens_per_step, bool(first))
+        if first:
+            spent += len(first) * teacher_seconds(costs, first[0])
+            costs = costs.taught_by(len(first))
         resolved |= (fitted := fit(costs, resolved, most, spent))
         recorded["seconds_per_step"] = step_seconds(costs, resolved)
         lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], fitted["max_steps"] == most),)
-    return Resolved(resolved, recorded, lines, taught)
+    return Resolved(resolved, recorded, lines)
 
 
 def _time(settings: Mapping[str, Any], steps: int, seconds: float, is_limited: bool) -> str:
@@ -145,7 +143,7 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
         run: What the checkpoint's manifest says about its run. `check_same_run` finds out whether it is the same.
     """
     resolved = dict(settings)
-    recorded = {name: run[name] for name in RECORDED if name in run}
+    recorded = {name: run[name] for name in (AUTO, TUNED, "seconds_per_step", "limited_by_text") if name in run}
     resolved |= {name: value for name, value in recorded.get(TUNED, {}).items() if name not in settings}
     if chooses_size(settings):
         resolved = apply(run.get(AUTO, {}), settings)
@@ -153,18 +151,19 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
         resolved["torch_compile"] = bool(run.get("torch_compile"))
     if "minutes" in settings:
         resolved |= {name: run[name] for name in FITTED if name in run and name not in resolved}
-    return Resolved(resolved, recorded, _describe(recorded), teacher_settings(recorded, settings))
+    return Resolved(resolved, recorded, _describe(recorded))
 
 
 def budget(resolved: Resolved, steps: int, train_tokens: int, tokens_per_step: int) -> dict[str, Any]:
     """What `run.json` says of the minutes of a run; empty for a run without."""
     if "minutes" not in resolved.settings:
         return {}
+    is_taught = resolved.settings.get("teachers", 0) > 0
     return {
         "minutes": resolved.settings["minutes"],
         "seconds_per_step": resolved.recorded["seconds_per_step"],
         "limited_by_text": resolved.recorded.get("limited_by_text", False)
-        or (AUTO in resolved.recorded and steps == most_steps(train_tokens, tokens_per_step)),
+        or (AUTO in resolved.recorded and steps == most_steps(train_tokens, tokens_per_step, is_taught)),
     }
 
 
@@ -172,12 +171,14 @@ def _describe(recorded: Mapping[str, Any]) -> tuple[str, ...]:
     """The size that was chosen, and the teachers, in words."""
     if AUTO not in recorded:
         return ()
-    fields, plan = recorded[AUTO]["model_overrides"], recorded.get(TEACHERS)
+    chosen = recorded[AUTO]
+    fields, teachers = chosen["model_overrides"], chosen.get("teachers", 0)
     dropout = f", dropout {fields['hidden_dropout']}" if fields["hidden_dropout"] else ""
     lines = [f"auto: {fields['num_hidden_layers']} layers of width {fields['hidden_size']}{dropout}"]
-    if plan:
-        what = f"{plan['count']} models are" if plan["count"] > 1 else "another model is"
-        lines.append(f"{what} trained first, in {plan['max_steps']:,} steps, for it to learn from: the text is short")
+    if teachers:
+        what = f"{teachers} teachers are" if teachers > 1 else "a teacher is"
+        steps = chosen["teacher_overrides"]["max_steps"]
+        lines.append(f"the text is short: {what} trained first, in {steps:,} steps, and the model learns from them too")
     return tuple(lines)
 
 
@@ -234,7 +235,7 @@ class Size:
 
 
 SIZES = (
-    Size(0, 1.556, 0.0633, {3: (0.1, 0.5), 6: (0.2, 2.0)}, _fields(width=128, layers=4, heads=4, context=128)),
+    Size(0, 1.556, 0.0633, {3: (0.1, 0.0), 6: (0.2, 2.0)}, _fields(width=128, layers=4, heads=4, context=128)),
     Size(2_700_000, 1.830, 0.1050, {3: (0.1, 0.0), 20: (0.2, 0.0)}, _fields(width=192, layers=6, heads=6, context=128)),
     Size(1_000_000, 2.039, 0.1568, {2: (0.1, 0.0), 5: (0.2, 0.0)}, _fields(width=384, layers=6, heads=6, context=256)),
 )
@@ -249,14 +250,10 @@ def chooses_size(settings: Mapping[str, Any]) -> bool:
 
 
 def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[str, Any]:
-    """The size with the lowest expected loss, and its teachers. Larger sizes are measured as long as they may be it.
-
-    Returns:
-        Under `AUTO` the settings of the size; under `TEACHERS` what `plan_teachers` returns, if there is time for them.
-    """
+    """The settings of the size with the lowest expected loss. Larger sizes are measured as long as they may be it."""
     # Pieces must divide the context, which is known if nothing is given that sets it.
     divides = facts.divides and not settings.keys() & {"context_length", "model_overrides"}
-    measured: list[tuple[float, Size, float]] = []  # expected loss, size, steps in the time; the smallest size first
+    measured: list[tuple[float, Size, float, Costs]] = []  # loss to expect, size, steps in the time; smallest first
     for size in SIZES:
         if measured and size.loss(measured[-1][2] / MIN_STEP_RATIO) > min(loss for loss, *_ in measured):
             break
@@ -265,18 +262,19 @@ def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[
         candidate = apply(size_settings(size, context=size.context(facts), divides=divides), settings)
         if candidate.get("torch_compile") == AUTO:
             candidate["torch_compile"] = False
-        steps = 60 * settings["minutes"] / step_seconds(measure(candidate), candidate)
-        measured.append((size.loss(steps), size, steps))
-    _, size, steps = min(measured, key=lambda row: row[0])
+        costs = measure(candidate)
+        steps = 60 * settings["minutes"] / step_seconds(costs, candidate)
+        measured.append((size.loss(steps), size, steps, costs))
+    _, size, steps, costs = min(measured, key=lambda row: row[0])
     context = size.context(facts)
     steps_per_pass = facts.train_tokens / (BATCH * context)
-    plan = None if "label_smoothing_factor" in settings else plan_teachers(steps, steps_per_pass)
-    if plan:
-        return {AUTO: size_settings(size, context, 0.0, TAUGHT_DECAY, divides), TEACHERS: plan}
+    may_be_taught = size is SIZES[0] and not settings.keys() & {"teachers", "label_smoothing_factor"}
+    if may_be_taught and (teachers := choose_teachers(steps, steps_per_pass, costs)):
+        return {**size_settings(size, context, 0.0, TAUGHT_DECAY, divides), **teachers}
     passes = min(steps, most_steps(facts.train_tokens, BATCH * context)) / steps_per_pass
     reached = [rates for least, rates in size.regularization.items() if least <= passes]
     dropout, decay = max(reached, default=(0.0, 0.0))
-    return {AUTO: size_settings(size, context, dropout, decay, divides)}
+    return size_settings(size, context, dropout, decay, divides)
 
 
 def size_settings(
@@ -296,11 +294,12 @@ def size_settings(
     return {**OPTIMIZER, **warmup, **chosen}
 
 
-def most_steps(tokens: int, tokens_per_step: int) -> int:
+def most_steps(tokens: int, tokens_per_step: int, is_taught: bool = False) -> int:
     """The number of steps after which a run on a text of `tokens` ends, even if there is time for more."""
-    if tokens >= SHORT_TEXT_TOKENS:
+    if tokens >= SHORT_TEXT_TOKENS and not is_taught:
         return MOST_STEPS
-    return max(LEAST_STEPS, math.ceil(PASSES_OF_SHORT_TEXT * tokens / tokens_per_step))
+    passes = TAUGHT_PASSES if is_taught else PASSES_OF_SHORT_TEXT
+    return max(LEAST_STEPS, math.ceil(passes * tokens / tokens_per_step))
 
 
 def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,58 +311,47 @@ def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
     if "model_overrides" in chosen:
         own = json.loads(settings.get("model_overrides", "{}"))
         applied["model_overrides"] = json.dumps({**chosen["model_overrides"], **own})
+    if "teacher_overrides" in applied:
+        applied["teacher_overrides"] = json.dumps(applied["teacher_overrides"])
     return {**settings, **applied}
 
 
-# ---- Teachers -----------------------------------------------------------------------------------------------------
+# ---- Teachers ------------------------------------------------------------------------------------------------------
 
-# A model that is trained for longer memorizes a short text. One that also learns from what others expect does not.
-PASSES_WITH_TEACHERS = 15  # from this many on that there is time for, teachers pay
-TEACHER_PASSES, TEACHER_DROPOUT, TEACHER_DECAY, TAUGHT_DECAY = 10, 0.2, 2.0, 1.0
-TEACHERS_TIME, MOST_TEACHERS = 0.4, 6  # of the time, at most
-
-
-def plan_teachers(steps: float, steps_per_pass: float) -> dict[str, Any] | None:
-    """How many teachers are trained for how long; None if there is no time for them.
-
-    Args:
-        steps: That there is time for, all together.
-    """
-    if steps < PASSES_WITH_TEACHERS * steps_per_pass:
-        return None
-    each = math.ceil(min(TEACHER_PASSES * steps_per_pass, TEACHERS_TIME * steps))
-    count = max(1, min(MOST_TEACHERS, int(TEACHERS_TIME * steps / each)))
-    return {"count": count, "max_steps": each, "hidden_dropout": TEACHER_DROPOUT, "weight_decay": TEACHER_DECAY}
+# In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
+PASSES_WITH_TEACHERS = 10  # from this many on that there is time for, teachers pay
+TEACHER_PASSES, TAUGHT_PASSES, MOST_TEACHERS = 10, 20, 8  # more of them do not lower the loss
+TEACHER_DROPOUT, TEACHER_DECAY, TAUGHT_DECAY = 0.2, 2.0, 0.5
 
 
-def teacher_settings(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The settings of the run of each teacher: those of the model that learns, with another seed and in its own folder.
+def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[str, Any]:
+    """How many teachers are trained first, and for how long; empty if there is no time for one.
 
     Args:
-        recorded: What `choose` returned.
-        settings: Those that were given.
+        steps: That there is time for, with all that is trained.
+        costs: Of the run without teachers.
     """
-    if not (plan := recorded.get(TEACHERS)):
-        return ()
-    chosen = {**recorded[AUTO], "weight_decay": plan["weight_decay"]}
-    chosen["model_overrides"] = {**chosen["model_overrides"], "hidden_dropout": plan["hidden_dropout"]}
-    steps, interval = plan["max_steps"], math.ceil(plan["max_steps"] / 2)
-    each = apply(chosen, settings) | {
-        **{"max_steps": steps, "warmup_steps": _warmup(steps), "eval_steps": interval, "save_steps": interval},
-        **{"eval_strategy": "steps", "save_strategy": "steps", "eval_sample_length": 0, "sample_length": 0},
-        **{"torch_compile": False, "push_to_hub": False, "report_to": "none", "resume_from_checkpoint": "auto"},
+    forward, around = costs.forward / costs.step, _around_steps(costs) / costs.step / steps_per_pass
+    passes = steps / steps_per_pass - 3 * around  # one teacher's, and twice as much for the last run
+    if passes < PASSES_WITH_TEACHERS:
+        return {}
+    count = int((passes + around - TAUGHT_PASSES) / (TEACHER_PASSES + forward * TAUGHT_PASSES + around))
+    with_one = passes / (1 + TAUGHT_PASSES / TEACHER_PASSES * (1 + forward))
+    overrides = {
+        "max_steps": math.ceil(min(TEACHER_PASSES, with_one) * steps_per_pass),
+        "weight_decay": TEACHER_DECAY,
+        "model_overrides": {"hidden_dropout": TEACHER_DROPOUT},
     }
-    del each["minutes"]
-    folder = Path(settings.get("output_dir", defaults()["output_dir"]), teachers.FOLDER)
-    seed = settings.get("seed", defaults()["seed"])
-    numbers = range(1, plan["count"] + 1)
-    return tuple({**each, "seed": seed + number, "output_dir": str(folder / str(number))} for number in numbers)
+    return {"teachers": max(1, min(count, MOST_TEACHERS)), "teacher_overrides": overrides}
 
 
 def teacher_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
     """What the run of a teacher takes."""
-    steps = settings["max_steps"] * step_seconds(costs, settings)
-    return costs.start + steps + 2 * (costs.evaluation + costs.checkpoint) + costs.finish
+    return settings["max_steps"] * step_seconds(costs, settings) + _around_steps(costs)
+
+
+def _around_steps(costs: Costs) -> float:
+    return costs.start + EVALUATIONS * (costs.evaluation + costs.checkpoint) + costs.finish
 
 
 # ---- A pretrained model --------------------------------------------------------------------------------------------
@@ -460,16 +448,12 @@ def fit(
         )
     fitted = {"max_steps": steps}
     if "warmup_steps" not in settings:
-        fitted["warmup_steps"] = _warmup(steps)
+        fitted["warmup_steps"] = min(int(defaults()["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
     if not keeps_intervals:
         fitted["eval_steps"] = fitted["save_steps"] = math.ceil(steps / saves)
         if not evaluations:
             fitted["eval_delay"] = steps + 1
     return fitted
-
-
-def _warmup(steps: int) -> int:
-    return min(int(defaults()["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
 
 
 def step_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:

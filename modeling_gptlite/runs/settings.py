@@ -59,21 +59,37 @@ class ModelArguments:
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Probability of dropout on LoRA's input."})
 
+    teachers: int = field(
+        default=0,
+        metadata={
+            "help": "New models to train first, on the same text with other seeds, and to learn from. Default: what "
+            "suits text and time with --minutes, else 0."
+        },
+    )
+    teacher_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Settings of the teachers to replace, as JSON: '{\"max_steps\": 450}'."},
+    )
+
     def __post_init__(self):
-        if isinstance(self.model_overrides, Mapping):
-            self.model_overrides = json.dumps(self.model_overrides)
+        for name in ("model_overrides", "teacher_overrides"):
+            if isinstance(value := getattr(self, name), Mapping):
+                setattr(self, name, json.dumps(value))
         if self.lora_r is None and (self.lora_alpha is not None or self.lora_dropout):
             raise ArgumentError("--lora_alpha and --lora_dropout need --lora_r")
         rules = [
             ("lora_r", self.lora_r is None or self.lora_r >= 1, "at least 1"),
             ("lora_alpha", self.lora_alpha is None or self.lora_alpha >= 1, "at least 1"),
             ("lora_dropout", 0 <= self.lora_dropout < 1, "0 or more and below 1"),
+            ("teachers", self.teachers >= 0, "0 (none) or more"),
         ]
         check(self, rules, ArgumentError)
         if self.lora_r is not None and self.model_name_or_path is None:
             raise ArgumentError("--lora_r needs --model_name_or_path: LoRA fine-tunes a saved model")
         if self.freeze_embeddings and self.model_name_or_path is None:
             raise ArgumentError("--freeze_embeddings needs --model_name_or_path: new embeddings must be trained")
+        if self.teachers and self.model_name_or_path is not None:
+            raise ArgumentError("--teachers are for a new model: leave out either them or --model_name_or_path")
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """The teachers of a run: models that it trains first, on the same text with other seeds, and learns from.
 
-teachers = Teachers(settings, prepare, log)
-trainer.teachers = teachers.train()
+teachers = Teachers(teacher_settings({"teachers": 2, "preset": "modern-1m", "max_steps": 900}), prepare, log)
+trainer.teachers = teachers.train(identity)
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,43 @@ from accelerate import PartialState
 
 from ..files import written
 from ..loading import load_model
+from ..training.arguments import ArgumentError
 from ..training.checkpointing import MANIFEST
 from .record import RUN_FILE, read_run
+from .settings import defaults
 
 
 FOLDER = "teachers"  # in the output folder, until the run is finished
+EVALUATIONS, WARMUP_SHARE = 2, 0.05  # of each teacher: how many, with a checkpoint each; of its steps, at most
+_OF_THE_RUN = ("minutes", "teachers", "teacher_overrides")
+_OF_EACH: dict[str, Any] = {
+    **{"eval_strategy": "steps", "save_strategy": "steps", "eval_sample_length": 0, "sample_length": 0},
+    **{"torch_compile": False, "push_to_hub": False, "report_to": "none", "resume_from_checkpoint": "auto"},
+}
+
+
+def teacher_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings of the run of each teacher; an empty list for a run without.
+
+    They are those of the run itself, but for `teacher_overrides`, the seed, and what is shown and published.
+
+    Raises:
+        ArgumentError: `teacher_overrides` is not a JSON object.
+    """
+    values = {**defaults(), **settings}
+    try:
+        overrides = dict(json.loads(settings.get("teacher_overrides", "{}")))
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"--teacher_overrides must be a JSON object of settings: {error}") from error
+    fields = {**json.loads(settings.get("model_overrides", "{}")), **overrides.get("model_overrides", {})}
+    given = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
+    each = {**given, **overrides, **_OF_EACH, "model_overrides": json.dumps(fields)}
+    if (steps := each.get("max_steps", 0)) > 0:
+        each |= {name: math.ceil(steps / EVALUATIONS) for name in ("eval_steps", "save_steps")}
+        each["warmup_steps"] = min(int(values["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
+    folder = Path(values["output_dir"], FOLDER)
+    numbers = range(1, values["teachers"] + 1)
+    return [{**each, "seed": values["seed"] + number, "output_dir": str(folder / str(number))} for number in numbers]
 
 
 class Teachers:

@@ -44,7 +44,7 @@ from .resume import (
 )
 from .run import Interrupted, Run, sample
 from .settings import Arguments, parse, read
-from .teachers import Teachers
+from .teachers import Teachers, teacher_settings
 
 
 __all__ = ["Interrupted", "Run", "start", "start_from"]
@@ -85,6 +85,8 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     began = time.perf_counter()
     settings = read(settings)
     asked = parse(settings)  # mistakes are refused before anything is read
+    for each in teacher_settings(settings)[:1]:
+        parse(read(each))
     auto.check(settings)
     check_model(asked)
     check_output_dir(asked.training)
@@ -138,8 +140,8 @@ def prepare(resolved: auto.Resolved, inputs: Inputs, checkpoint: Path | None, lo
     facts["lora_merged"] = "lora_r" in resolved.recorded.get(auto.TUNED, {})  # the user did not ask for an adapter
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
     teachers = None
-    if resolved.teachers:
-        teachers = Teachers(resolved.teachers, functools.partial(prepare_teacher, inputs), log)
+    if each := teacher_settings(resolved.settings):
+        teachers = Teachers(each, functools.partial(prepare_teacher, inputs), log)
     return Run(model, tokenizer, args, data, facts, identity, checkpoint, log, teachers)
 
 

@@ -1,0 +1,301 @@
+"""Teachers: models that a run trains first and learns from, and how it goes on after an interruption."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import interrupted, refused, same_weights, tiny_model
+
+from modeling_gptlite.runs import auto, train
+from modeling_gptlite.runs.auto import SIZES, Facts, Size, choose, resolve
+from modeling_gptlite.runs.resume import ResumeError
+from modeling_gptlite.runs.teachers import FOLDER, teacher_settings
+from modeling_gptlite.runs.train import start_from
+from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
+from modeling_gptlite.training.distillation import TEACHERS_SHARE, DistillationLoss
+from modeling_gptlite.training.timing import Costs
+from modeling_gptlite.training.trainer import CausalLMTrainer
+from scripts import train as command
+
+
+# ---- The loss ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    return [tiny_model("modern-1m", initializer_range=0.5) for _ in range(3)]
+
+
+def test_the_loss_is_that_of_the_text_and_of_the_mean_of_the_teachers(models, tmp_path):
+    model, *teachers = models
+    ids = torch.randint(model.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    inputs, labels = ids[:, :-1], ids[:, 1:].clone()
+    labels[0, :3] = -100
+    loss = DistillationLoss(teachers, CausalLMTrainingArguments(tmp_path, use_cpu=True, precision="fp32"))
+    loss.ask(inputs)
+    logits = model(input_ids=inputs).logits
+    logits.retain_grad()
+    found = loss(type("Output", (), {"logits": logits}), labels)
+    found.backward()
+    assert loss.expected.shape == logits.shape
+
+    counted = labels >= 0
+    expected = sum(teacher(input_ids=inputs).logits.softmax(-1) for teacher in teachers) / 2
+    of_text = torch.nn.functional.cross_entropy(logits[counted], labels[counted])
+    of_teachers = torch.nn.functional.cross_entropy(logits[counted], expected[counted].detach())
+    torch.testing.assert_close(found, (1 - TEACHERS_SHARE) * of_text + TEACHERS_SHARE * of_teachers)
+    targets = torch.nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1])
+    wanted = (1 - TEACHERS_SHARE) * targets + TEACHERS_SHARE * expected
+    gradient = (logits.softmax(-1) - wanted) * counted[..., None] / counted.sum()
+    torch.testing.assert_close(logits.grad, gradient, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(loss(type("Output", (), {"logits": logits}), labels, 26), found * counted.sum() / 26)
+
+
+def test_teachers_are_asked_without_dropout_and_do_not_learn(models, tmp_path):
+    teacher = tiny_model("modern-1m", hidden_dropout=0.5).train()
+    loss = DistillationLoss([teacher], CausalLMTrainingArguments(tmp_path, use_cpu=True, precision="fp32"))
+    ids = torch.arange(8)[None]
+    loss.ask(ids)
+    first = loss.expected
+    loss.ask(ids)
+    assert torch.equal(loss.expected, first)
+    assert not first.requires_grad
+
+
+def test_smoothing_beside_teachers_is_refused(models, tmp_path):
+    args = CausalLMTrainingArguments(tmp_path, use_cpu=True, max_steps=1, label_smoothing_factor=0.1)
+    with pytest.raises(ArgumentError, match="label_smoothing_factor would have no effect"):
+        CausalLMTrainer(models[0], args, teachers=models[1:])
+
+
+# ---- Their settings ------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_the_same_run_with_another_seed_and_what_is_overridden():
+    settings = {
+        "preset": "modern-1m",
+        "model_overrides": '{"hidden_size": 32, "hidden_dropout": 0.0}',
+        "max_steps": 900,
+        "minutes": 5.0,
+        "weight_decay": 0.5,
+        "output_dir": "here",
+        "push_to_hub": True,
+        "teachers": 2,
+        "teacher_overrides": '{"max_steps": 90, "weight_decay": 2.0, "model_overrides": {"hidden_dropout": 0.2}}',
+    }
+    one, other = teacher_settings(settings)
+    assert json.loads(one["model_overrides"]) == {"hidden_size": 32, "hidden_dropout": 0.2}
+    assert one.items() >= {"preset": "modern-1m", "max_steps": 90, "weight_decay": 2.0, "push_to_hub": False}.items()
+    assert (one["eval_steps"], one["save_steps"], one["warmup_steps"]) == (45, 45, 5)
+    assert one.keys().isdisjoint({"minutes", "teachers", "teacher_overrides"})
+    assert [Path(each["output_dir"]) for each in (one, other)] == [Path("here/teachers/1"), Path("here/teachers/2")]
+    assert (one["seed"], other["seed"]) == (43, 44)
+    assert teacher_settings({**settings, "teachers": 0}) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--teachers=-1"], "teachers must be 0 (none) or more"),
+        (["--teachers=1", "--model_name_or_path=out/x"], "--teachers are for a new model"),
+        (["--teachers=1", "--teacher_overrides=[1]"], "--teacher_overrides must be a JSON object of settings"),
+        (["--teachers=1", "--teacher_overrides={"], "--teacher_overrides must be a JSON object of settings"),
+        (["--teachers=1", '--teacher_overrides={"max_step": 3}'], "unknown setting 'max_step'"),
+        (["--teachers=1", '--teacher_overrides={"weight_decay": -3}'], "weight_decay"),
+    ],
+)
+def test_teachers_that_cannot_be_trained_are_refused(flags, told, text_file, tmp_path, capsys):
+    output = tmp_path / "run"
+    refused(command.main, f"--train_file={text_file}", f"--output_dir={output}", *flags, capsys=capsys, told=[told])
+    assert not output.exists()
+
+
+# ---- Runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(text_file, tmp_path):
+    """A toy run, with dropout, that learns from two teachers."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "hidden_dropout": 0.1}
+    return {
+        "train_file": [str(text_file)],
+        "output_dir": str(tmp_path / "run"),
+        "model_overrides": sizes,
+        "per_device_train_batch_size": 8,
+        "short_context": 16,
+        "max_steps": 20,
+        "save_steps": 10,
+        "eval_steps": 10,
+        "sample_length": 10,
+        "eval_sample_length": 0,
+        "teachers": 2,
+        "teacher_overrides": {"max_steps": 12, "weight_decay": 0.3},
+    }
+
+
+@pytest.fixture
+def whole(settings, tmp_path):
+    """The folder of the run, if it is not interrupted."""
+    start_from(**{**settings, "output_dir": str(tmp_path / "whole")}).train()
+    return tmp_path / "whole"
+
+
+def test_a_run_trains_its_teachers_first_and_keeps_what_they_know_only(settings, tmp_path, capsys):
+    run = start_from(**settings)
+    record = run.train()
+    out = capsys.readouterr().out
+    assert out.index("teacher 1 of 2") < out.index("teacher 2 of 2") < out.index("from the text and its teachers")
+    assert len(run.trainer.teachers) == 2
+    assert not same_state(*run.trainer.teachers)
+    assert not (tmp_path / "run" / FOLDER).exists()
+    assert record["arguments"]["teachers"] == 2
+    assert json.loads(record["arguments"]["teacher_overrides"]) == {"max_steps": 12, "weight_decay": 0.3}
+    alone = start_from(**{**settings, "teachers": 0, "output_dir": str(tmp_path / "alone")}).train()
+    assert record["results"]["train_seconds"] > alone["results"]["train_seconds"]
+    assert not same_weights(tmp_path / "run", tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        path.name for path in (tmp_path / "alone").iterdir()
+    }
+    assert "2 teachers" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+
+
+def same_state(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_its_record_repeats_it(settings, whole, tmp_path):
+    arguments = json.loads((whole / "run.json").read_text(encoding="utf-8"))["arguments"]
+    start_from(**{**arguments, "train_file": settings["train_file"], "output_dir": str(tmp_path / "again")}).train()
+    assert same_weights(tmp_path / "again", whole)
+
+
+class Interrupting:
+    """A run that is interrupted at a step."""
+
+    def __init__(self, run, step):
+        self.run, self.step = run, step
+
+    def train(self):
+        interrupted(self.run, self.step)
+        raise KeyboardInterrupt
+
+
+def interrupt_teacher(settings, number, step, monkeypatch):
+    """Train until a step of the teacher of this number."""
+    prepare = train.prepare_teacher
+
+    def interrupting(inputs, each):
+        run = prepare(inputs, each)
+        return Interrupting(run, step) if each["output_dir"].endswith(str(number)) else run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "prepare_teacher", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            start_from(**settings).train()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_interrupted_in_a_teacher_resumes_bit_for_bit(number, settings, whole, tmp_path, monkeypatch, capsys):
+    interrupt_teacher(settings, number, 6, monkeypatch)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert (tmp_path / "run" / FOLDER / str(number) / "checkpoint-6").is_dir()
+    first = tmp_path / "run" / FOLDER / "1" / "model.safetensors"
+    before = first.stat().st_mtime_ns if number == 2 else None
+    with pytest.raises(ResumeError, match=r"max_steps was 20 and is now 30"):
+        start_from(**{**settings, "max_steps": 30})
+    with pytest.raises(ResumeError, match="holds an unfinished run"):
+        start_from(**settings, resume_from_checkpoint="false")
+    capsys.readouterr()
+    run = start_from(**settings, resume_from_checkpoint="true")
+    assert "resuming from teachers" in capsys.readouterr().out
+    remove, kept = run.teachers.remove, []
+    run.teachers.remove = lambda: (kept.append(first.stat().st_mtime_ns), remove())
+    run.train()
+    assert number == 1 or kept == [before]  # the first is not trained again
+    assert same_weights(tmp_path / "run", whole)
+
+
+def test_a_run_interrupted_after_its_teachers_resumes_bit_for_bit(settings, whole, tmp_path):
+    interrupted(start_from(**settings), 12)
+    assert (tmp_path / "run" / FOLDER / "2" / "run.json").is_file()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    start_from(**settings).train()
+    assert same_weights(tmp_path / "run", whole)
+    # Without the teachers' folder they are trained again, to the same weights.
+    shutil.rmtree(tmp_path / "copy" / FOLDER)
+    start_from(**{**settings, "output_dir": str(tmp_path / "copy")}).train()
+    assert same_weights(tmp_path / "copy", whole)
+
+
+# ---- What minutes choose -------------------------------------------------------------------------------------------
+
+
+def costs(step: float, **parts) -> Costs:
+    return Costs(0.0, step, step, **{"evaluation": 1.0, "checkpoint": 0.0, "tokens_per_step": 1536, **parts})
+
+
+def chosen_for(passes: float, tokens: int = 67_900, **settings) -> dict:
+    """What is chosen if there is time for this many passes of the smallest size."""
+    steps = passes * tokens / 1536
+    return choose(
+        {"minutes": 1, **settings}, Facts(tokens), lambda _: costs(60 / steps, evaluation=0.0, forward=15 / steps)
+    )
+
+
+@pytest.mark.parametrize(
+    ("passes", "teachers", "each"), [(9.9, 0, 0), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)]
+)
+def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
+    chosen = chosen_for(passes)
+    assert chosen.get("teachers", 0) == teachers
+    if teachers:
+        assert chosen["teacher_overrides"]["max_steps"] == pytest.approx(each * 67_900 / 1536, abs=2)
+        assert chosen["model_overrides"]["hidden_dropout"] == 0.0
+        assert chosen["teacher_overrides"]["model_overrides"] == {"hidden_dropout": 0.2}
+
+
+@pytest.mark.parametrize("given", [{"teachers": 0}, {"label_smoothing_factor": 0.1}])
+def test_there_are_none_where_something_else_is_given(given):
+    assert "teachers" not in chosen_for(60, **given)
+
+
+def test_the_time_of_the_teachers_is_part_of_the_minutes():
+    found = costs(0.1, forward=0.02, finish=2.0)
+    resolved = resolve({"minutes": 10.0}, Facts(67_900), lambda _: found)
+    teachers = teacher_settings(resolved.settings)
+    steps, interval = resolved.settings["max_steps"], resolved.settings["eval_steps"]
+    one = teachers[0]["max_steps"] * 0.1 + 2 * 1.0 + 2.0
+    last = steps * (0.1 + len(teachers) * 0.02) + steps / interval * 1.0 + 2.0
+    assert len(teachers) == 7  # for an eighth, seconds are missing
+    assert 0.9 * 600 < len(teachers) * one + last < 600
+    assert any("teachers are trained first" in line for line in resolved.lines)
+
+
+def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, tmp_path, monkeypatch):
+    def time_run(build, args, data, *_, **__):
+        return dataclasses.replace(costs(0.1, forward=0.01), evaluation=0.1, tokens_per_step=data.tokens_per_step)
+
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    monkeypatch.setattr(auto, "SIZES", (Size(0, 1.0, 0.0, {}, fields),))
+    monkeypatch.setattr(auto, "PASSES_WITH_TEACHERS", 0.1)
+    monkeypatch.setattr(train, "time_run", time_run)
+    monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)
+    open_settings = {name: settings[name] for name in ("train_file", "output_dir", "eval_sample_length")}
+    open_settings |= {"minutes": 0.1, "sample_length": 10}
+    record = start_from(**{**open_settings, "output_dir": str(tmp_path / "whole")}).train()
+    steps = json.loads(record["arguments"]["teacher_overrides"])["max_steps"]
+    assert record["arguments"]["teachers"] >= 1
+    interrupt_teacher(open_settings, 1, steps // 2, monkeypatch)
+    monkeypatch.setattr(train, "time_run", lambda *_, **__: pytest.fail("measured again"))
+    start_from(**open_settings).train()
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_larger_sizes_have_no_teachers():
+    tokens = SIZES[2].min_tokens
+    assert chosen_for(12, tokens)["model_overrides"]["hidden_size"] == SIZES[2].fields["hidden_size"]
+    assert "teachers" not in chosen_for(12, tokens)
