@@ -247,7 +247,8 @@ def chosen_for(passes: float, tokens: int = 67_900, **settings) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("passes", "teachers", "each"), [(9.9, 0, 0), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)]
+    ("passes", "teachers", "each"),
+    [(5.9, 0, 0), (9, 1, 2.6), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)],
 )
 def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
     chosen = chosen_for(passes)
@@ -255,7 +256,9 @@ def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
     if teachers:
         assert chosen["teacher_overrides"]["max_steps"] == pytest.approx(each * 67_900 / 1536, abs=2)
         assert chosen["model_overrides"]["hidden_dropout"] == 0.0
-        assert chosen["teacher_overrides"]["model_overrides"] == {"hidden_dropout": 0.2}
+        dropout, decay = SIZES[0].regularize(each)
+        overrides = chosen["teacher_overrides"]
+        assert (overrides["model_overrides"], overrides["weight_decay"]) == ({"hidden_dropout": dropout}, decay)
 
 
 @pytest.mark.parametrize("given", [{"teachers": 0}, {"label_smoothing_factor": 0.1}])
@@ -293,6 +296,16 @@ def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, t
     monkeypatch.setattr(train, "time_run", lambda *_, **__: pytest.fail("measured again"))
     start_from(**open_settings).train()
     assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_is_given_holds_for_the_teachers_too():
+    given = {"minutes": 1, "weight_decay": 0.7, "model_overrides": '{"hidden_dropout": 0.3, "hidden_size": 64}'}
+    resolved = auto.apply(chosen_for(60), given)
+    assert resolved["teachers"] == 2
+    (teacher, _) = teacher_settings(resolved)
+    assert teacher["weight_decay"] == 0.7
+    fields = json.loads(teacher["model_overrides"])
+    assert (fields["hidden_dropout"], fields["hidden_size"]) == (0.3, 64)
 
 
 def test_larger_sizes_have_no_teachers():

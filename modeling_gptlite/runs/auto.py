@@ -178,7 +178,7 @@ def _describe(recorded: Mapping[str, Any]) -> tuple[str, ...]:
     if teachers:
         what = f"{teachers} teachers are" if teachers > 1 else "a teacher is"
         steps = chosen["teacher_overrides"]["max_steps"]
-        lines.append(f"the text is short: {what} trained first, in {steps:,} steps, and the model learns from them too")
+        lines.append(f"the text is short for the time: {what} trained first, in {steps:,} steps, to learn from")
     return tuple(lines)
 
 
@@ -228,6 +228,11 @@ class Size:
         """The loss to expect on a large text."""
         return self.loss_at_one_step - self.loss_per_log_step * math.log(steps)
 
+    def regularize(self, passes: float) -> tuple[float, float]:
+        """Dropout and decay for this many passes over the text."""
+        reached = [rates for least, rates in self.regularization.items() if least <= passes]
+        return max(reached, default=(0.0, 0.0))
+
     def context(self, facts: Facts) -> int:
         """That of the table; a shorter one if the text has not enough tokens for it."""
         own = self.fields["max_position_embeddings"]
@@ -270,11 +275,9 @@ def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[
     steps_per_pass = facts.train_tokens / (BATCH * context)
     may_be_taught = size is SIZES[0] and not settings.keys() & {"teachers", "label_smoothing_factor"}
     if may_be_taught and (teachers := choose_teachers(steps, steps_per_pass, costs)):
-        return {**size_settings(size, context, 0.0, TAUGHT_DECAY, divides), **teachers}
+        return {**size_settings(size, context, divides=divides), **teachers}
     passes = min(steps, most_steps(facts.train_tokens, BATCH * context)) / steps_per_pass
-    reached = [rates for least, rates in size.regularization.items() if least <= passes]
-    dropout, decay = max(reached, default=(0.0, 0.0))
-    return size_settings(size, context, dropout, decay, divides)
+    return size_settings(size, context, *size.regularize(passes), divides)
 
 
 def size_settings(
@@ -312,16 +315,22 @@ def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
         own = json.loads(settings.get("model_overrides", "{}"))
         applied["model_overrides"] = json.dumps({**chosen["model_overrides"], **own})
     if "teacher_overrides" in applied:
-        applied["teacher_overrides"] = json.dumps(applied["teacher_overrides"])
+        overrides = chosen["teacher_overrides"]
+        fields = _without(overrides["model_overrides"], own)
+        overrides = {**_without(overrides, settings), "model_overrides": fields}
+        applied["teacher_overrides"] = json.dumps(overrides)
     return {**settings, **applied}
+
+
+def _without(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in chosen.items() if name not in given}
 
 
 # ---- Teachers ------------------------------------------------------------------------------------------------------
 
 # In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
-PASSES_WITH_TEACHERS = 10  # from this many on that there is time for, teachers pay
+PASSES_WITH_TEACHERS = 6  # from this many on that there is time for, teachers pay
 TEACHER_PASSES, TAUGHT_PASSES, MOST_TEACHERS = 10, 20, 8  # more of them do not lower the loss
-TEACHER_DROPOUT, TEACHER_DECAY, TAUGHT_DECAY = 0.2, 2.0, 0.5
 
 
 def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[str, Any]:
@@ -337,10 +346,12 @@ def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[s
         return {}
     count = int((passes + around - TAUGHT_PASSES) / (TEACHER_PASSES + forward * TAUGHT_PASSES + around))
     with_one = passes / (1 + TAUGHT_PASSES / TEACHER_PASSES * (1 + forward))
+    each = min(TEACHER_PASSES, with_one)
+    dropout, decay = SIZES[0].regularize(each)
     overrides = {
-        "max_steps": math.ceil(min(TEACHER_PASSES, with_one) * steps_per_pass),
-        "weight_decay": TEACHER_DECAY,
-        "model_overrides": {"hidden_dropout": TEACHER_DROPOUT},
+        "max_steps": math.ceil(each * steps_per_pass),
+        "weight_decay": decay,
+        "model_overrides": {"hidden_dropout": dropout},
     }
     return {"teachers": max(1, min(count, MOST_TEACHERS)), "teacher_overrides": overrides}
 
