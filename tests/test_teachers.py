@@ -255,7 +255,7 @@ def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
     assert chosen.get("teachers", 0) == teachers
     if teachers:
         assert chosen["teacher_overrides"]["max_steps"] == pytest.approx(each * 67_900 / 1536, abs=2)
-        assert chosen["model_overrides"]["hidden_dropout"] == 0.0
+        assert (chosen["model_overrides"]["hidden_dropout"], chosen["weight_decay"]) == (0.0, 0.5 if each >= 5 else 0.0)
         dropout, decay = SIZES[0].regularize(each)
         overrides = chosen["teacher_overrides"]
         assert (overrides["model_overrides"], overrides["weight_decay"]) == ({"hidden_dropout": dropout}, decay)

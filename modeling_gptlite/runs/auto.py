@@ -331,6 +331,7 @@ def _without(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 # In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
 PASSES_WITH_TEACHERS = 6  # from this many on that there is time for, teachers pay
 TEACHER_PASSES, TAUGHT_PASSES, MOST_TEACHERS = 10, 20, 8  # more of them do not lower the loss
+DECAYED_PASSES, TAUGHT_DECAY = 10, 0.5  # from so many passes on, a model that has teachers needs decay, too
 
 
 def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[str, Any]:
@@ -353,7 +354,12 @@ def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[s
         "weight_decay": decay,
         "model_overrides": {"hidden_dropout": dropout},
     }
-    return {"teachers": max(1, min(count, MOST_TEACHERS)), "teacher_overrides": overrides}
+    is_decayed = each * TAUGHT_PASSES / TEACHER_PASSES >= DECAYED_PASSES
+    return {
+        "weight_decay": TAUGHT_DECAY if is_decayed else 0.0,
+        "teachers": max(1, min(count, MOST_TEACHERS)),
+        "teacher_overrides": overrides,
+    }
 
 
 def teacher_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
