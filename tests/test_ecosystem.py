@@ -60,6 +60,43 @@ def test_lm_evaluation_harness_scores_the_model(trained, tmp_path):
     assert results["wall"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
 
 
+@pytest.mark.parametrize("form", ["as saved", "native"])
+def test_lighteval_scores_the_model_as_the_page_says(form, trained, tmp_path):
+    pytest.importorskip("lighteval")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    if form == "native":
+        to_native(model).save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+    else:
+        shutil.copytree(trained, tmp_path / "model")
+    texts = [f"{n} green bottles" for n in range(20, 28)]
+    dataset = tmp_path / "cimec" / "lambada"  # a folder is preferred to the dataset of that name on the Hub
+    dataset.mkdir(parents=True)
+    write_rows(dataset / "test.jsonl", [{"text": text} for text in texts])
+    splits = "[{split: test, path: test.jsonl}]"
+    (dataset / "README.md").write_text(f"---\nconfigs: [{{config_name: plain_text, data_files: {splits}}}]\n---\n")
+    arguments = "model_name=model" + (",trust_remote_code=True" if form == "as saved" else "")
+    run_python(
+        f"""
+import types, requests
+requests.get = lambda url: types.SimpleNamespace(status_code=404)  # lighteval downloads a table when it is imported
+from lighteval.__main__ import app
+app(["accelerate", "{arguments}", "lambada:standard"])
+""",
+        tmp_path,
+        HOME=str(tmp_path),  # where it keeps its answers
+    )
+    (result,) = (tmp_path / "results").rglob("*.json")
+    log_p = []
+    for query, word in (text.rsplit(" ", 1) for text in texts):
+        context, target = tokenizer(query).input_ids, tokenizer(f" {word}").input_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([context + target])).logits[0, len(context) - 1 : -1]
+        log_p.append(logits.log_softmax(-1).gather(-1, torch.tensor(target)[:, None]).sum())
+    perplexity = torch.stack(log_p).mean().neg().exp().item()
+    assert json.loads(result.read_text())["results"]["lambada:standard|0"]["ppl"] == pytest.approx(perplexity, rel=1e-4)
+
+
 # ---- Quantisation ---------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +199,20 @@ def test_transformers_chat_talks_to_it(server, tmp_path):
         timeout=120,
     )
     assert "bottles!" in result.stdout, result.stderr
+
+
+# ---- Apple silicon --------------------------------------------------------------------------------------------------
+
+
+def test_mlx_lm_writes_the_same_greedy_text_as_transformers(trained, tmp_path):
+    mlx_lm = pytest.importorskip("mlx_lm")
+    native, tokenizer = to_native(AutoModelForCausalLM.from_pretrained(trained)), AutoTokenizer.from_pretrained(trained)
+    native.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    inputs = tokenizer("12 green", return_tensors="pt")
+    ids = native.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs.input_ids.shape[1] :]
+    model, mlx_tokenizer = mlx_lm.load(str(tmp_path))
+    assert mlx_lm.generate(model, mlx_tokenizer, "12 green", max_tokens=24) == tokenizer.decode(ids)
 
 
 # ---- Classification -------------------------------------------------------------------------------------------------
