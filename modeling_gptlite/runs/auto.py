@@ -329,7 +329,7 @@ def _without(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 # ---- Teachers ------------------------------------------------------------------------------------------------------
 
 # In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
-PASSES_WITH_TEACHERS = 6  # from this many on that there is time for, teachers pay
+PASSES_WITH_TEACHERS = 3.5  # from this many on that there is time for, teachers pay
 TEACHER_PASSES, TAUGHT_PASSES, MOST_TEACHERS = 10, 20, 8  # more of them do not lower the loss
 DECAYED_PASSES, TAUGHT_DECAY = 10, 0.5  # from so many passes on, a model that has teachers needs decay, too
 
