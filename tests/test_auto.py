@@ -357,9 +357,10 @@ def test_larger_models_are_not_measured_in_vain():
     assert len(measured) == 1
 
 
-@pytest.mark.parametrize(("row", "steps", "rate"), [(0, 1000, 0.0), (0, 2200, 0.1), (2, 842, 0.1), (2, 1828, 0.2)])
+@pytest.mark.parametrize(("row", "steps", "rate"), [(0, 1000, 0.0), (0, 3000, 0.1), (0, 20_000, 0.2), (2, 842, 0.1), (2, 1828, 0.2)])
 def test_dropout_grows_with_the_passes_over_the_text(row, steps, rate, monkeypatch):
     monkeypatch.setattr(auto, "SIZES", (SIZES[row],))
+    monkeypatch.setattr(auto, "choose_teachers", lambda *_: {})
     assert chosen_size(10**6, steps)["hidden_dropout"] == rate
 
 
@@ -378,7 +379,7 @@ def test_the_chosen_size_is_measured_again_only_if_dropout_makes_it_another_cand
         def measure(settings, seen=seen):
             fields = json.loads(settings["model_overrides"])
             seen.append(fields["hidden_dropout"])
-            return costs(60 / 3000 if fields["hidden_size"] == 128 else 60)
+            return costs(60 / 2200 if fields["hidden_size"] == 128 else 60)
 
         resolve({"minutes": 1}, Facts(tokens), measure)
         assert seen == dropouts

@@ -32,6 +32,7 @@ SAMPLE_TOKENS = 32
 # a step besides the model and the optimizer; the plot and the files of a finished run; a checkpoint.
 STARTING, TRAINER, FINISHING = 0.3, 0.001, 0.4
 CHECKPOINT, BYTES_PER_SECOND = 0.03, 600e6
+TEACHER = 1.25  # times the evaluation of as many windows: batches are smaller, and probabilities are compared
 
 now = time.perf_counter
 
@@ -114,7 +115,7 @@ def time_run(
         checkpoint=CHECKPOINT + 3 * trained_bytes / BYTES_PER_SECOND,
         finish=batches * last_evaluation + last_sampling + FINISHING,
         tokens_per_step=data.tokens_per_step,
-        forward=evaluation * args.train_batch_size * args.gradient_accumulation_steps / batch,
+        forward=TEACHER * evaluation * args.train_batch_size * args.gradient_accumulation_steps / batch,
     )
     del steps, trained, model
     gc.collect()
