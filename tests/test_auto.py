@@ -357,7 +357,9 @@ def test_larger_models_are_not_measured_in_vain():
     assert len(measured) == 1
 
 
-@pytest.mark.parametrize(("row", "steps", "rate"), [(0, 1000, 0.0), (0, 3000, 0.1), (0, 20_000, 0.2), (2, 842, 0.1), (2, 1828, 0.2)])
+@pytest.mark.parametrize(
+    ("row", "steps", "rate"), [(0, 1000, 0.0), (0, 3000, 0.1), (0, 20_000, 0.2), (2, 842, 0.1), (2, 1828, 0.2)]
+)
 def test_dropout_grows_with_the_passes_over_the_text(row, steps, rate, monkeypatch):
     monkeypatch.setattr(auto, "SIZES", (SIZES[row],))
     monkeypatch.setattr(auto, "choose_teachers", lambda *_: {})
