@@ -25,8 +25,9 @@ from ..errors import UserError
 from ..loading import LOADING_ERRORS, check_pretrained, load_config, load_model, load_tokenizer, quiet_transformers
 from ..loading import reason as reason_of
 from ..training.hardware import LARGE
+from ..training.memory import free_memory
 from .settings import Arguments, ModelArguments
-from .tuning import Base
+from .tuning import Base, choose_base
 
 
 BUILT_TOKENIZERS = ("char", "bpe", "word")  # built from the text
@@ -50,6 +51,15 @@ def check_model(args: Arguments) -> None:
         raise ModelError("an adapter is published with the Hub name of its base model; publish that model first")
     if not transformers.utils.is_peft_available():
         raise ModelError('LoRA needs PEFT: pip install "gptlite[finetune]"')
+
+
+def name_base(args: Arguments, source: Source, log: Callable[[str], None]) -> str:
+    """The pretrained model for `--model_name_or_path auto`: one that suits the text's language and the memory."""
+    beginning = "".join(itertools.islice(source.texts(), 1))[:100_000]
+    language = args.data.language or source.language
+    base = choose_base(language, beginning, free_memory(args.training.device))
+    log(f"auto: {base.name}, {base.megabytes:,} MB to download once, license {base.license}")
+    return base.name
 
 
 # ---- The tokenizer -------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ record = run.train()  # the same two lines resume a run that was interrupted
 """
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +15,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.encode import EncodedExamples, EncodedText, RunData, encode
-from ..data.sources import Source, open_source
+from ..data.sources import open_source
 from ..training.callbacks import say
 from ..training.memory import free_memory, training_memory
 from ..training.timing import Costs, time_run
-from . import auto, tuning
+from . import auto
 from .card import describe_model
 from .model import (
     ModelError,
@@ -29,6 +28,7 @@ from .model import (
     context_length,
     load_or_build_tokenizer,
     model_config,
+    name_base,
     pretrained_base,
 )
 from .recipes import find_recipe, override, read_recipe
@@ -97,7 +97,8 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     checkpoint = find_checkpoint(asked.training, log)
     unfinished = checkpoint or find_teachers(asked.training)
     if asked.model.model_name_or_path == auto.AUTO:
-        settings["model_name_or_path"] = name_base(asked, source, unfinished, log)
+        chosen = recorded_run(unfinished).get("model_name_or_path") if unfinished else None
+        settings["model_name_or_path"] = chosen or name_base(asked, source, log)
         asked = parse(settings)
     with asked.training.main_process_first():
         tokenizer, added = load_or_build_tokenizer(asked.model, source, log)
@@ -149,17 +150,6 @@ def prepare_teacher(inputs: Inputs, settings: Mapping[str, Any]) -> Run:
     """The run of a teacher, from its checkpoint if it has one."""
     checkpoint = find_checkpoint(parse(settings).training, _silent)
     return prepare(auto.Resolved(dict(settings)), inputs, checkpoint, _silent)
-
-
-def name_base(asked: Arguments, source: Source, checkpoint: Path | None, log: Log) -> str:
-    """The pretrained model for `--model_name_or_path auto`: the checkpoint's, or one for the text and the memory."""
-    if checkpoint and (name := recorded_run(checkpoint).get("model_name_or_path")):
-        return name
-    beginning = "".join(itertools.islice(source.texts(), 1))[:100_000]
-    language = asked.data.language or source.language
-    base = tuning.choose_base(language, beginning, free_memory(asked.training.device))
-    log(f"auto: {base.name}, {base.megabytes:,} MB to download once, license {base.license}")
-    return base.name
 
 
 def count_steps(settings: Mapping[str, Any], text: Encoded, tokenizer: PreTrainedTokenizerBase) -> int | None:
