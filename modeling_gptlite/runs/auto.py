@@ -104,7 +104,7 @@ def resolve(
     resolved: dict[str, Any] = dict(settings)
     recorded: dict[str, Any] = {}
     if chooses_size(settings):
-        recorded[AUTO] = chosen = choose(settings, facts, costs_of)
+        recorded[AUTO] = chosen = choose(settings, facts, costs_of, elapsed)
         resolved = apply(chosen, settings)
     if resolved.get("torch_compile") == AUTO:
         resolved["torch_compile"] = False
@@ -254,7 +254,9 @@ def chooses_size(settings: Mapping[str, Any]) -> bool:
     return "minutes" in settings and "model_name_or_path" not in settings and settings.get("preset", AUTO) == AUTO
 
 
-def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[str, Any]:
+def choose(
+    settings: Mapping[str, Any], facts: Facts, measure: Measure, elapsed: Callable[[], float] = lambda: 0.0
+) -> dict[str, Any]:
     """The settings of the size with the lowest expected loss. Larger sizes are measured as long as they may be it."""
     # Pieces must divide the context, which is known if nothing is given that sets it.
     divides = facts.divides and not settings.keys() & {"context_length", "model_overrides"}
@@ -274,7 +276,8 @@ def choose(settings: Mapping[str, Any], facts: Facts, measure: Measure) -> dict[
     context = size.context(facts)
     steps_per_pass = facts.train_tokens / (BATCH * context)
     may_be_taught = size is SIZES[0] and not settings.keys() & {"teachers", "label_smoothing_factor"}
-    if may_be_taught and (teachers := choose_teachers(steps, steps_per_pass, costs)):
+    left = steps - elapsed() / costs.step
+    if may_be_taught and (teachers := choose_teachers(left, steps_per_pass, costs)):
         return {**size_settings(size, context, divides=divides), **teachers}
     passes = min(steps, most_steps(facts.train_tokens, BATCH * context)) / steps_per_pass
     return size_settings(size, context, *size.regularize(passes), divides)
