@@ -39,6 +39,8 @@ def teacher_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         ArgumentError: `teacher_overrides` is not a JSON object.
     """
     values = {**defaults(), **settings}
+    if values["teachers"] < 1:
+        return []
     try:
         overrides = dict(json.loads(settings.get("teacher_overrides", "{}")))
     except (ValueError, TypeError) as error:

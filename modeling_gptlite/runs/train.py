@@ -85,10 +85,10 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     began = time.perf_counter()
     settings = read(settings)
     asked = parse(settings)  # mistakes are refused before anything is read
-    for each in teacher_settings(settings)[:1]:
-        parse(read(each))
     auto.check(settings)
     check_model(asked)
+    for each in teacher_settings(settings)[:1]:
+        parse(read(each))
     check_output_dir(asked.training)
     if asked.training.process_index:
         log = _silent
