@@ -228,7 +228,7 @@ import torch.distributed as dist
 from modeling_gptlite.runs.train import start_from
 
 sizes = {"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}
-args = start_from(minutes=0.1, train_file=sys.argv[1], output_dir=sys.argv[2], model_overrides=sizes).args.training
+args = start_from(minutes=0.3, train_file=sys.argv[1], output_dir=sys.argv[2], model_overrides=sizes).args.training
 found = [None] * 2
 dist.all_gather_object(found, (args.max_steps, args.eval_steps))
 assert found[0] == found[1], found

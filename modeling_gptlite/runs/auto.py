@@ -10,7 +10,7 @@ print(resolved.settings)  # {"minutes": 10, "model_overrides": '{"hidden_size": 
 import bisect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from .teachers import EVALUATIONS, teacher_settings
 
 AUTO, TUNED = "auto", "tuned"  # what was chosen, in the record of a run: a size; how to fine-tune
 MOST_STEPS = 10**9
+UNTIMED = ("weight_decay", "teachers", "teacher_overrides")  # settings without which a run is timed
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def resolve(
     measured: dict[str, Costs] = {}
 
     def costs_of(candidate: Mapping[str, Any]) -> Costs:
-        key = json.dumps({**candidate, "weight_decay": None}, sort_keys=True, default=str)  # which takes no time
+        key = json.dumps(_without(candidate, UNTIMED), sort_keys=True, default=str)
         if key not in measured:
             measured[key] = measure(candidate)
         return measured[key]
@@ -325,7 +326,7 @@ def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
     return {**settings, **applied}
 
 
-def _without(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _without(chosen: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name not in given}
 
 
@@ -346,7 +347,7 @@ def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[s
     """
     forward, around = costs.forward / costs.step, _around_steps(costs) / costs.step / steps_per_pass
     passes = steps / steps_per_pass - 3 * around  # one teacher's, and twice as much for the last run
-    if passes < PASSES_WITH_TEACHERS:
+    if passes < max(PASSES_WITH_TEACHERS, 6 * around):  # most of the time must be left for steps
         return {}
     count = int((passes + around - TAUGHT_PASSES) / (TEACHER_PASSES + forward * TAUGHT_PASSES + around))
     with_one = passes / (1 + TAUGHT_PASSES / TEACHER_PASSES * (1 + forward))
