@@ -112,6 +112,21 @@ def train_tiny(text_file: Path | None, folder: Path, *flags: str) -> None:
     )
 
 
+def toy_run(text_file: Path, folder: Path, **more) -> dict:
+    """Settings of a toy run with short windows, and with dropout: its random numbers count."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "hidden_dropout": 0.1}
+    return {
+        "train_file": [str(text_file)],
+        "output_dir": str(folder),
+        "preset": "modern-1m",
+        "model_overrides": sizes,
+        "per_device_train_batch_size": 8,
+        "short_context": 16,
+        "sample_length": 10,
+        **more,
+    }
+
+
 class StopAt(TrainerCallback):
     """The stop button of a notebook, pressed during a step."""
 

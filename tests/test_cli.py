@@ -122,8 +122,9 @@ def test_training_goes_on_without_a_reader(text_file, tmp_path):
 def test_a_closed_terminal_ends_training_with_a_checkpoint(text_file, tmp_path):
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
-    take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # as a shell in a window has it
-    code = f"{take}; from scripts import cli, train; cli.run(train.main)"
+    take = "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # as a shell in a window has it
+    heed = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # also if the tests run under nohup
+    code = f"{take}; {heed}; from scripts import cli, train; cli.run(train.main)"
     flags = [f"--train_file={text_file}", f"--output_dir={tmp_path / 'run'}", "--max_steps=100000", "--logging_steps=1"]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
     process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, start_new_session=True, **streams)
@@ -131,7 +132,10 @@ def test_a_closed_terminal_ends_training_with_a_checkpoint(text_file, tmp_path):
     while b"step " not in os.read(leader, 4096):
         pass
     os.close(leader)  # the window is closed
-    assert process.wait(60) == 128 + signal.SIGHUP
+    try:
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import interrupted, refused, same_weights, tiny_model
+from helpers import interrupted, refused, same_weights, tiny_model, toy_run
 
 from modeling_gptlite.runs import auto, train
 from modeling_gptlite.runs.auto import SIZES, Facts, Size, choose, resolve
@@ -102,6 +102,7 @@ def test_a_teacher_is_the_same_run_with_another_seed_and_what_is_overridden():
     [
         (["--teachers=-1"], "teachers must be 0 (none) or more"),
         (["--teachers=1", "--model_name_or_path=out/x"], "--teachers are for a new model"),
+        (["--teachers=1", "--label_smoothing_factor=0.1"], "--label_smoothing_factor would have no effect"),
         (["--teachers=1", "--teacher_overrides=[1]"], "--teacher_overrides must be a JSON object of settings"),
         (["--teachers=1", "--teacher_overrides={"], "--teacher_overrides must be a JSON object of settings"),
         (["--teachers=1", '--teacher_overrides={"max_step": 3}'], "unknown setting 'max_step'"),
@@ -120,21 +121,9 @@ def test_teachers_that_cannot_be_trained_are_refused(flags, told, text_file, tmp
 @pytest.fixture
 def settings(text_file, tmp_path):
     """A toy run, with dropout, that learns from two teachers."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "hidden_dropout": 0.1}
-    return {
-        "train_file": [str(text_file)],
-        "output_dir": str(tmp_path / "run"),
-        "model_overrides": sizes,
-        "per_device_train_batch_size": 8,
-        "short_context": 16,
-        "max_steps": 20,
-        "save_steps": 10,
-        "eval_steps": 10,
-        "sample_length": 10,
-        "eval_sample_length": 0,
-        "teachers": 2,
-        "teacher_overrides": {"max_steps": 12, "weight_decay": 0.3},
-    }
+    overrides = {"max_steps": 12, "weight_decay": 0.3}
+    lengths = {"max_steps": 20, "save_steps": 10, "eval_steps": 10, "eval_sample_length": 0}
+    return toy_run(text_file, tmp_path / "run", **lengths, teachers=2, teacher_overrides=overrides)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -85,18 +85,23 @@ class RunData:
 
 
 def encode(
-    source: Source, tokenizer: PreTrainedTokenizerBase, validation_fraction: float = 0.1, report: Report = print
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    validation_fraction: float = 0.1,
+    report: Report = print,
+    replacement: bool = False,
 ) -> "EncodedText | EncodedExamples":
     """The ids of a source, split by position: the first part trains, the last `validation_fraction` validates.
 
     Args:
         report: Called with each remark about the text, for example that the tokenizer does not know a character.
+        replacement: How the windows of a text are drawn, as for `RandomWindows`.
 
     Raises:
         DataError: The text cannot be read or is too short, a character has no token, or the ids cannot be stored.
     """
     if source.format is LANGUAGE_MODELING:
-        return encode_text(source, tokenizer, validation_fraction, report)
+        return replace(encode_text(source, tokenizer, validation_fraction, report), replacement=replacement)
     encoder = Encoder(tokenizer)
     train, validation = encode_rows(source, encoder, validation_fraction)
     encoded = EncodedExamples(source, tokenizer, train, validation)
@@ -113,12 +118,14 @@ class EncodedText:
         validation_ids: `(tokens,)`, memory-mapped.
         training_text: The training split in pieces; each iteration reads it again.
         facts: What `run.json` says about the text.
+        replacement: How training windows are drawn, as for `RandomWindows`.
     """
 
     train_ids: np.ndarray
     validation_ids: np.ndarray
     training_text: Iterable[str]
     facts: dict[str, Any]
+    replacement: bool = False
     divides = True  # a window can be cut into shorter ones
 
     @property
@@ -128,30 +135,21 @@ class EncodedText:
     def samples_per_epoch(self, context: int) -> float:
         return len(self.train_ids) / context
 
-    def cut(
-        self,
-        context: int,
-        windows_per_step: int,
-        steps: int,
-        seed: int = 0,
-        report: Report = print,
-        replacement: bool = False,
-    ) -> RunData:
+    def cut(self, context: int, windows_per_step: int, steps: int, seed: int = 0, report: Report = print) -> RunData:
         """The windows of a run of `steps` steps.
 
         Args:
             context: Context length, in tokens.
             windows_per_step: Windows in each optimizer step, over all processes.
             seed: Of the order of the training windows.
-            replacement: As for `RandomWindows`.
 
         Raises:
             DataError: The text is shorter than a window.
         """
-        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed, replacement)
+        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed, self.replacement)
         validation = EvaluationWindows(self.validation_ids, context)
         prompt = "" if "documents" in self.facts else "\n"  # the empty one begins a document
-        order = {} if replacement else {"windows": "without replacement"}
+        order = {} if self.replacement else {"windows": "without replacement"}
         return RunData(train, validation, steps, prompt, {**self.facts, "context_length": context, **order})
 
 
@@ -172,16 +170,8 @@ class EncodedExamples:
     def samples_per_epoch(self, context: int) -> float:
         return sum(row.fits(context) for row in self.train)
 
-    def cut(
-        self,
-        context: int,
-        windows_per_step: int,
-        steps: int,
-        seed: int = 0,
-        report: Report = print,
-        replacement: bool = False,
-    ) -> RunData:
-        """The examples of a run, as for `EncodedText`; `replacement` concerns text alone.
+    def cut(self, context: int, windows_per_step: int, steps: int, seed: int = 0, report: Report = print) -> RunData:
+        """The examples of a run, as for `EncodedText`.
 
         If an example is longer than the context, its beginning is cut off; if its last completion alone is, it is left
         out.

@@ -118,12 +118,12 @@ def resolve(
     lines = _describe(recorded)
     if "minutes" in settings:
         costs, spent, most = costs_of(resolved), elapsed(), MOST_STEPS
-        first = teacher_settings(resolved)
+        teachers = teacher_settings(resolved)
         if AUTO in recorded:
-            most = most_steps(facts.train_tokens, costs.tokens_per_step, bool(first))
-        if first:
-            spent += len(first) * teacher_seconds(costs, first[0])
-            costs = costs.taught_by(len(first))
+            most = most_steps(facts.train_tokens, costs.tokens_per_step, bool(teachers))
+        if teachers:
+            spent += len(teachers) * teacher_seconds(costs, teachers[0])
+            costs = costs.taught_by(len(teachers))
         resolved |= (fitted := fit(costs, resolved, most, spent))
         recorded["seconds_per_step"] = step_seconds(costs, resolved)
         lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], fitted["max_steps"] == most),)

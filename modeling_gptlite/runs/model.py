@@ -41,6 +41,8 @@ def check_model(args: Arguments) -> None:
     """Raise `ModelError` if what is asked for cannot be trained or published, before anything is read."""
     model, name = args.model, str(args.model.model_name_or_path)
     read_overrides(model)
+    if model.teachers and args.training.label_smoothing_factor:
+        raise ModelError("--label_smoothing_factor would have no effect beside --teachers: leave out one of them")
     if model.model_name_or_path and model.tokenizer in BUILT_TOKENIZERS:
         raise ModelError(
             f"--tokenizer {model.tokenizer} builds a new vocabulary, and a saved model keeps its own; leave it out"

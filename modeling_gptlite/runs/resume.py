@@ -158,11 +158,6 @@ def find_checkpoint(args: CausalLMTrainingArguments, log: Callable[[str], None])
     return found[0]
 
 
-def find_teachers(args: CausalLMTrainingArguments) -> Path | None:
-    """The folder with the manifest of a run that has not begun to train its own model; None if it has no teachers."""
-    return begun(args.output_dir) if resume_mode(args) in ("auto", "true") else None
-
-
 def recorded_run(checkpoint: Path) -> dict[str, Any]:
     """What the manifest of a checkpoint, or of teachers, says about its run: an identity, and what the run decided."""
     return Checkpoints.recorded_run(checkpoint)

@@ -73,6 +73,7 @@ class Teachers:
     ):
         self.settings, self.prepare, self.log = settings, prepare, log
         self.folders = [Path(each["output_dir"]) for each in settings]
+        self.manifest = self.folders[0].with_name(MANIFEST)
 
     def train(self, identity: Mapping[str, Any]) -> list[Any]:
         """The trained models; those that an interrupted run has finished are loaded. All processes must call it.
@@ -81,9 +82,8 @@ class Teachers:
             identity: What the run that learns from them must have in common with the one that is resumed.
         """
         state = PartialState()
-        if state.is_main_process and not begun(self.folders[0].parent.parent):
-            self.folders[0].parent.mkdir(parents=True)
-            with written(self.folders[0].parent / MANIFEST) as partial:
+        if state.is_main_process and not self.manifest.exists():
+            with written(self.manifest) as partial:
                 partial.write_text(json.dumps({"run": identity}, indent=2) + "\n", encoding="utf-8")
         state.wait_for_everyone()
         unfinished = [not (folder / RUN_FILE).exists() for folder in self.folders]
@@ -101,7 +101,7 @@ class Teachers:
 
     def remove(self) -> None:
         """Delete their folders: what they know, the finished model knows."""
-        shutil.rmtree(self.folders[0].parent, ignore_errors=True)
+        shutil.rmtree(self.manifest.parent, ignore_errors=True)
 
 
 def begun(output_dir: str | Path) -> Path | None:

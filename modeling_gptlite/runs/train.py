@@ -38,13 +38,12 @@ from .resume import (
     check_same_run,
     draws_with_replacement,
     find_checkpoint,
-    find_teachers,
     identify,
     recorded_run,
 )
 from .run import Interrupted, Run, sample
 from .settings import Arguments, parse, read
-from .teachers import Teachers, teacher_settings
+from .teachers import Teachers, begun, teacher_settings
 
 
 __all__ = ["Interrupted", "Run", "start", "start_from"]
@@ -95,14 +94,14 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     with asked.training.main_process_first():  # the other processes find the text and its ids in the cache
         source = open_source(asked.data, log)
     checkpoint = find_checkpoint(asked.training, log)
-    unfinished = checkpoint or find_teachers(asked.training)
+    unfinished = checkpoint or begun(asked.training.output_dir)
     if asked.model.model_name_or_path == auto.AUTO:
         chosen = recorded_run(unfinished).get("model_name_or_path") if unfinished else None
         settings["model_name_or_path"] = chosen or name_base(asked, source, log)
         asked = parse(settings)
     with asked.training.main_process_first():
         tokenizer, added = load_or_build_tokenizer(asked.model, source, log)
-        text = encode(source, tokenizer, asked.data.validation_fraction, log)
+        text = encode(source, tokenizer, asked.data.validation_fraction, log, draws_with_replacement(checkpoint))
     inputs = Inputs(text, tokenizer, added)
 
     if unfinished:
@@ -132,10 +131,11 @@ def prepare(resolved: auto.Resolved, inputs: Inputs, checkpoint: Path | None, lo
     transformers.set_seed(args.training.seed)
     with args.training.main_process_first():
         model = build_model(args.model, tokenizer, added)
-    data = cut(text, model.config, args, args.training.max_steps, log, draws_with_replacement(checkpoint))
+    data = cut(text, model.config, args, args.training.max_steps, log)
     given = args.values(resolved.settings)
     identity = identify({**given, **resolved.recorded}, args.training, data.facts, tokenizer, model)
-    check_same_run(checkpoint or find_teachers(args.training), identity, log)
+    check_same_run(begun(args.training.output_dir), identity, _silent if checkpoint else log)
+    check_same_run(checkpoint, identity, log)
     budget = auto.budget(resolved, args.training.max_steps, text.train_tokens, data.tokens_per_step)
     facts = run_facts(given, budget, args, data, model)
     facts["lora_merged"] = "lora_r" in resolved.recorded.get(auto.TUNED, {})  # the user did not ask for an adapter
@@ -169,16 +169,14 @@ def windows_per_step(args: Arguments) -> int:
     return training.train_batch_size * training.world_size * training.gradient_accumulation_steps
 
 
-def cut(
-    text: Encoded, config: PreTrainedConfig, args: Arguments, steps: int, log: Log, replacement: bool = False
-) -> RunData:
+def cut(text: Encoded, config: PreTrainedConfig, args: Arguments, steps: int, log: Log) -> RunData:
     """The windows, or examples, of a run, with the language and the license that were given."""
     context, short = context_length(config, args.data.context_length), args.training.short_context
     if short and not text.divides:
         raise ModelError("--short_context divides windows of text; examples are never divided: leave it out")
     if short and context % short:
         raise ModelError(f"--short_context must divide the context length of {context}, got {short}")
-    data = text.cut(context, windows_per_step(args), steps, args.training.seed, log, replacement)
+    data = text.cut(context, windows_per_step(args), steps, args.training.seed, log)
     data.facts.update({name: getattr(args.data, name) for name in ("language", "license") if getattr(args.data, name)})
     return data
 

@@ -138,7 +138,8 @@ class CausalLMTrainer(Trainer):
         inputs = {name: tensor for name, tensor in inputs.items() if name != "shift_labels"}
         if isinstance(loss, DistillationLoss):
             loss.ask(inputs["input_ids"])
-        with loss.headless() if isinstance(loss, TrainingLoss) else contextlib.nullcontext():
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with loss.headless():
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader, description, *_, metric_key_prefix="eval", **__) -> EvalLoopOutput:
