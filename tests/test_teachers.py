@@ -135,6 +135,8 @@ def whole(settings, tmp_path):
 
 def test_a_run_trains_its_teachers_first_and_keeps_what_they_know_only(settings, tmp_path, capsys):
     run = start_from(**settings)
+    remove, taken = run.teachers.remove, []
+    run.teachers.remove = lambda: (taken.append(run.teachers.seconds()), remove())
     record = run.train()
     out = capsys.readouterr().out
     assert out.index("teacher 1 of 2") < out.index("teacher 2 of 2") < out.index("from the text and its teachers")
@@ -143,8 +145,8 @@ def test_a_run_trains_its_teachers_first_and_keeps_what_they_know_only(settings,
     assert not (tmp_path / "run" / FOLDER).exists()
     assert record["arguments"]["teachers"] == 2
     assert json.loads(record["arguments"]["teacher_overrides"]) == {"max_steps": 12, "weight_decay": 0.3}
-    alone = start_from(**{**settings, "teachers": 0, "output_dir": str(tmp_path / "alone")}).train()
-    assert record["results"]["train_seconds"] > alone["results"]["train_seconds"]
+    start_from(**{**settings, "teachers": 0, "output_dir": str(tmp_path / "alone")}).train()
+    assert record["log_history"][0]["seconds"] > taken[0] > 0
     assert not same_weights(tmp_path / "run", tmp_path / "alone")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         path.name for path in (tmp_path / "alone").iterdir()
@@ -201,10 +203,25 @@ def test_a_run_interrupted_in_a_teacher_resumes_bit_for_bit(number, settings, wh
     capsys.readouterr()
     run = start_from(**settings, resume_from_checkpoint="true")
     assert "resuming from teachers" in capsys.readouterr().out
-    remove, kept = run.teachers.remove, []
+    remove, prepare, kept, began = run.teachers.remove, run.teachers.prepare, [], []
     run.teachers.remove = lambda: (kept.append(first.stat().st_mtime_ns), remove())
+    run.teachers.prepare = lambda each: began.append(prepare(each)) or began[-1]
     run.train()
     assert number == 1 or kept == [before]  # the first is not trained again
+    assert [each.checkpoint and each.checkpoint.name for each in began] == ["checkpoint-6", None][: 3 - number]
+    assert same_weights(tmp_path / "run", whole)
+
+
+def test_a_run_interrupted_between_its_teachers_and_its_own_model_ends_with_the_same_weights(settings, whole, tmp_path):
+    run = start_from(**settings)
+
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    run.trainer.train = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    start_from(**settings).train()
     assert same_weights(tmp_path / "run", whole)
 
 
@@ -255,16 +272,35 @@ def test_there_are_none_where_something_else_is_given(given):
     assert "teachers" not in chosen_for(60, **given)
 
 
-def test_the_time_of_the_teachers_is_part_of_the_minutes():
-    found = costs(0.1, forward=0.02, finish=2.0)
-    resolved = resolve({"minutes": 10.0}, Facts(67_900), lambda _: found)
+@pytest.mark.parametrize(("minutes", "elapsed", "count"), [(10.0, 0, 7), (10.0, 300, 3), (2.0, 0, 1)])
+def test_the_time_of_the_teachers_is_part_of_the_minutes(minutes, elapsed, count):
+    measured, found = [], costs(0.1, forward=0.02, finish=2.0)
+    facts = Facts(67_900)
+    resolved = resolve({"minutes": minutes}, facts, lambda each: measured.append(each) or found, lambda: float(elapsed))
     teachers = teacher_settings(resolved.settings)
     steps, interval = resolved.settings["max_steps"], resolved.settings["eval_steps"]
     one = teachers[0]["max_steps"] * 0.1 + 2 * 1.0 + 2.0
     last = steps * (0.1 + len(teachers) * 0.02) + steps / interval * 1.0 + 2.0
-    assert len(teachers) == 7  # for an eighth, seconds are missing
-    assert 0.9 * 600 < len(teachers) * one + last < 600
-    assert any("teachers are trained first" in line for line in resolved.lines)
+    assert len(teachers) == count
+    assert 0.9 * 60 * minutes < elapsed + len(teachers) * one + last < 60 * minutes
+    assert any("trained first" in line for line in resolved.lines)
+    assert len(measured) == 1  # teachers do not make it another candidate
+
+
+def test_most_of_the_time_must_be_left_for_steps():
+    def choose_with(finish: float) -> dict:
+        found = dataclasses.replace(costs(0.1, evaluation=0.0), finish=finish)
+        return choose({"minutes": 1.0}, Facts(600 * 1536 // 10), lambda _: found)
+
+    assert choose_with(6.0)["teachers"] == 1
+    assert "teachers" not in choose_with(8.0)
+
+
+def test_a_run_that_has_learned_from_its_teachers_is_limited_by_the_text():
+    resolved = resolve({"minutes": 60.0}, Facts(67_900), lambda _: costs(0.1, forward=0.02))
+    steps = resolved.settings["max_steps"]
+    assert steps == auto.most_steps(67_900, 1536, is_taught=True)
+    assert auto.budget(resolved, steps, 67_900, 1536)["limited_by_text"]
 
 
 def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, tmp_path, monkeypatch):
