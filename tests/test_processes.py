@@ -115,6 +115,17 @@ def test_two_processes_train_as_one_does_with_logits_in_chunks(alone, text_file,
     torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-3)
 
 
+def test_two_processes_learn_from_teachers_as_one_does(text_file, tmp_path):
+    flags = ["--teachers=1", '--teacher_overrides={"max_steps": 4}']
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    for processes, folder, engine in ((1, one, "one"), (2, two, "ddp")):
+        folder.parent.mkdir()
+        assert "teacher 1 of 1" in train(processes, folder, text_file, *flags, engine=engine)
+    assert losses(two) == pytest.approx(losses(one), abs=2e-5)
+    weights = [load_file(folder / "model.safetensors") for folder in (two, one)]
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
+
+
 def test_a_rank_that_dies_ends_the_job_and_resume_works_on_another_number_of_processes(alone, text_file, tmp_path):
     process = launch(2, tmp_path / "run", text_file, "--max_steps=8", engine="torchrun")
     deadline = time.time() + 200
