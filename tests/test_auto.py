@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -305,18 +306,11 @@ def test_the_table_says_what_was_measured(minutes, record):
     assert chosen_size(18 * 10**6, *steps) == {**best.fields, "hidden_dropout": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("small", "large", "rate"),
-    [
-        ("5 minutes, auto", "5 minutes, modern-10m", 0.0),  # its teachers have some
-        ("20 minutes, auto, which chose modern-1m with dropout 0.2", "20 minutes, modern-10m, dropout 0.2", 0.2),
-    ],
-)
-def test_on_tiny_shakespeare_the_best_size_is_chosen(small, large, rate, record):
-    cells = [record[f"tinyshakespeare, {cell}"] for cell in (small, large)]
-    best = (SIZES[0], SIZES[2])[cells[1]["validation_loss"] < cells[0]["validation_loss"]]
-    fields = chosen_size(1_003_854, *(cell["steps"] for cell in cells))
-    assert fields == {**best.fields, "hidden_dropout": rate}
+@pytest.mark.parametrize(("small", "large", "width"), [(3300, 1300, 128), (13_000, 5200, 192)])
+def test_on_tiny_shakespeare_more_time_makes_a_larger_model(small, large, width):
+    """Steps of five and of twenty minutes; on this text, the largest size was worse."""
+    fields = chosen_size(1_003_854, small, large)
+    assert (fields["hidden_size"], fields["hidden_dropout"]) == (width, 0.0)
 
 
 def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record):
@@ -324,14 +318,28 @@ def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record
     cells = {model: record[f"python-docs, 20 minutes, {model}"] for model in models}
     assert min(cells, key=lambda model: cells[model]["validation_loss"]) == "auto"
     chosen, *fixed = cells.values()
-    tokens = chosen["steps"] * auto.BATCH * 128 // 5  # passes, as it chose then
+    tokens = chosen["steps"] * 1536 // 5  # passes, as it chose then
     assert chosen_size(tokens, *(cell["steps"] for cell in fixed)) == {**SIZES[0].fields, "hidden_dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("own", "windows"),
+    [
+        ({}, 6),
+        ({"context_length": 64}, 12),
+        ({"context_length": 4096}, 1),
+        ({"model_overrides": '{"max_position_embeddings": 512}'}, 3),
+    ],
+)
+def test_a_step_has_as_many_tokens_in_another_context(own, windows):
+    chosen = choose({"minutes": 1, **own}, Facts(10**6), lambda _: costs(0.1))
+    assert chosen["per_device_train_batch_size"] == windows
 
 
 @pytest.mark.parametrize("row", range(1, len(SIZES)))
 def test_a_larger_model_needs_its_text(row):
     def chosen_for(tokens: int) -> dict:
-        fast = [size.fields["hidden_size"] for size in (SIZES[0], SIZES[row])]
+        fast = [size.fields["hidden_size"] for size in SIZES[: row + 1]]
 
         def measure(settings):
             width = json.loads(settings["model_overrides"])["hidden_size"]
@@ -340,7 +348,7 @@ def test_a_larger_model_needs_its_text(row):
         return choose({"minutes": 1}, Facts(tokens), measure)["model_overrides"]
 
     assert chosen_for(SIZES[row].min_tokens).items() >= SIZES[row].fields.items()
-    assert chosen_for(SIZES[row].min_tokens - 1).items() >= SIZES[0].fields.items()
+    assert chosen_for(SIZES[row].min_tokens - 1).items() >= SIZES[row - 1].fields.items()
 
 
 def test_larger_models_are_not_measured_in_vain():
@@ -350,24 +358,24 @@ def test_larger_models_are_not_measured_in_vain():
 
 
 @pytest.mark.parametrize(
-    ("row", "steps", "rate"), [(0, 1000, 0.0), (0, 3000, 0.1), (0, 20_000, 0.2), (2, 842, 0.1), (2, 1828, 0.2)]
+    ("row", "steps", "rate"),
+    [(0, 4000, 0.0), (0, 20_000, 0.2), (1, 20_000, 0.0), (2, 842, 0.1), (2, 1828, 0.2)],
 )
 def test_dropout_grows_with_the_passes_over_the_text(row, steps, rate, monkeypatch):
     monkeypatch.setattr(auto, "SIZES", (SIZES[row],))
     monkeypatch.setattr(auto, "choose_teachers", lambda *_: {})
-    assert chosen_size(10**6, steps)["hidden_dropout"] == rate
+    assert chosen_size(3 * 10**6 if row == 2 else 10**6, steps * (3 if row == 2 else 1))["hidden_dropout"] == rate
 
 
 def test_a_short_text_is_not_passed_over_more_often_in_more_time():
-    few, many = (auto.most_steps(10**5, 1536, is_taught) for is_taught in (False, True))
-    for given, steps in (({"teachers": 0}, few), ({}, many)):
+    for given, passes in (({"teachers": 0}, SIZES[0].passes), ({}, SIZES[0].taught_passes)):
         resolved = resolve({"minutes": 60, **given}, Facts(10**5), lambda _: costs(0.01))
-        assert resolved.settings["max_steps"] == steps
+        assert resolved.settings["max_steps"] == math.ceil(passes * 10**5 / 1536)
         assert "because more would not help" in resolved.lines[-1]
 
 
 def test_the_chosen_size_is_measured_again_only_if_dropout_makes_it_another_candidate():
-    for tokens, dropouts in ((10**8, [0.0, 0.0]), (10**6, [0.0, 0.0, 0.1])):
+    for tokens, dropouts in ((10**8, [0.0, 0.0]), (4 * 10**5, [0.0, 0.2])):
         seen = []
 
         def measure(settings, seen=seen):
@@ -375,18 +383,21 @@ def test_the_chosen_size_is_measured_again_only_if_dropout_makes_it_another_cand
             seen.append(fields["hidden_dropout"])
             return costs(60 / 2200 if fields["hidden_size"] == 128 else 60)
 
-        resolve({"minutes": 1}, Facts(tokens), measure)
+        resolve({"minutes": 1, "teachers": 0}, Facts(tokens), measure)
         assert seen == dropouts
 
 
 # ---- Runs that choose their size -----------------------------------------------------------------------------------
 
 
+def small_size(loss: float, per_step: float, passes: float = math.inf, **fields) -> Size:
+    return Size(0, 1536, loss, per_step, {}, passes, 0, 0, {**SMALL, **fields})
+
+
 @pytest.fixture
 def open_settings(text_file, tmp_path, monkeypatch, measured):
     """A run of six seconds, in which two small models take a second for ten steps."""
-    large = {**SMALL, "hidden_size": 64}
-    sizes = Size(0, 1.0, 0.0, {}, SMALL), Size(0, 3.1, 0.3, {}, large)  # the lines meet at 1097 steps
+    sizes = small_size(1.0, 0.0), small_size(3.1, 0.3, hidden_size=64)  # the lines meet at 1097 steps
     monkeypatch.setattr(auto, "SIZES", sizes)
     return {
         "train_file": [str(text_file)],
@@ -417,21 +428,20 @@ def test_a_run_ends_before_its_time_if_the_text_is_short(open_settings, monkeypa
     tokens, per_step = run.facts["data"]["train_tokens"], run.data.tokens_per_step
     assert run.args.training.max_steps == 48
     monkeypatch.setattr(auto, "LEAST_STEPS", 1)
-    monkeypatch.setattr(auto, "PASSES_OF_SHORT_TEXT", 20 * per_step / tokens)
+    monkeypatch.setattr(auto, "SIZES", (small_size(1.0, 0.0, passes=20 * per_step / tokens),))
     assert start_from(**open_settings).args.training.max_steps == 20
     assert "because more would not help" in capsys.readouterr().out
     assert start_from(**open_settings).facts["budget"]["limited_by_text"]
     assert start_from(**open_settings, per_device_train_batch_size=6).args.training.max_steps == 40
     assert start_from(**open_settings, preset="modern-1m").args.training.max_steps == 48
-    monkeypatch.setattr(auto, "SHORT_TEXT_TOKENS", tokens)
-    assert start_from(**open_settings).args.training.max_steps == 48
 
 
 def test_a_very_short_text_is_still_learned():
-    assert auto.most_steps(tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
+    chosen = {"model_overrides": SIZES[0].fields}
+    assert auto.most_steps(chosen, tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
 
 
-@pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (100_000, 128)])
+@pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (100_000, 256)])
 def test_the_context_of_a_new_model_fits_into_a_short_text(tokens, context):
     chosen = choose({"minutes": 1.0}, Facts(tokens), lambda _: costs(0.01))
     assert chosen["model_overrides"]["max_position_embeddings"] == context
@@ -513,7 +523,7 @@ def test_a_resumed_run_keeps_its_size(open_settings, tmp_path, monkeypatch):
         Checkpoints.recorded_run(tmp_path / "run" / "checkpoint-24")["auto"]["model_overrides"].items() >= SMALL.items()
     )
     monkeypatch.setattr(train, "time_run", measures_again)
-    monkeypatch.setattr(auto, "SIZES", (Size(0, 1.0, 0.0, {}, {**SMALL, "hidden_size": 64}),))  # another version's
+    monkeypatch.setattr(auto, "SIZES", (small_size(1.0, 0.0, hidden_size=64),))  # another version's
     start_from(**open_settings).train()
     assert same_weights(tmp_path / "run", tmp_path / "whole")
 

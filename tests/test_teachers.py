@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -299,8 +300,8 @@ def test_most_of_the_time_must_be_left_for_steps():
 def test_a_run_that_has_learned_from_its_teachers_is_limited_by_the_text():
     resolved = resolve({"minutes": 60.0}, Facts(67_900), lambda _: costs(0.1, forward=0.02))
     steps = resolved.settings["max_steps"]
-    assert steps == auto.most_steps(67_900, 1536, is_taught=True)
-    assert auto.budget(resolved, steps, 67_900, 1536)["limited_by_text"]
+    assert steps == math.ceil(20 * 67_900 / 1536)
+    assert auto.budget(resolved)["limited_by_text"]
 
 
 def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, tmp_path, monkeypatch):
@@ -308,7 +309,7 @@ def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, t
         return dataclasses.replace(costs(0.1, forward=0.01), evaluation=0.1, tokens_per_step=data.tokens_per_step)
 
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
-    monkeypatch.setattr(auto, "SIZES", (Size(0, 1.0, 0.0, {}, fields),))
+    monkeypatch.setattr(auto, "SIZES", (Size(0, 1536, 1.0, 0.0, {}, 10, 10, 20, fields),))
     monkeypatch.setattr(auto, "PASSES_WITH_TEACHERS", 0.1)
     monkeypatch.setattr(train, "time_run", time_run)
     monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)

@@ -19,7 +19,6 @@ from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
 from . import tuning
-from .advice import SHORT
 from .recipes import override
 from .settings import defaults
 from .teachers import EVALUATIONS, teacher_settings
@@ -120,13 +119,16 @@ def resolve(
         costs, spent, most = costs_of(resolved), elapsed(), MOST_STEPS
         teachers = teacher_settings(resolved)
         if AUTO in recorded:
-            most = most_steps(facts.train_tokens, costs.tokens_per_step, bool(teachers))
+            most = most_steps(recorded[AUTO], facts.train_tokens, costs.tokens_per_step)
         if teachers:
             spent += len(teachers) * teacher_seconds(costs, teachers[0])
             costs = costs.taught_by(len(teachers))
         resolved |= (fitted := fit(costs, resolved, most, spent))
         recorded["seconds_per_step"] = step_seconds(costs, resolved)
-        lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], fitted["max_steps"] == most),)
+        if AUTO in recorded:
+            recorded["limited_by_text"] = fitted["max_steps"] == most
+        is_limited = recorded.get("limited_by_text", False)
+        lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], is_limited),)
     return Resolved(resolved, recorded, lines)
 
 
@@ -155,16 +157,14 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
     return Resolved(resolved, recorded, _describe(recorded))
 
 
-def budget(resolved: Resolved, steps: int, train_tokens: int, tokens_per_step: int) -> dict[str, Any]:
+def budget(resolved: Resolved) -> dict[str, Any]:
     """What `run.json` says of the minutes of a run; empty for a run without."""
     if "minutes" not in resolved.settings:
         return {}
-    is_taught = resolved.settings.get("teachers", 0) > 0
     return {
         "minutes": resolved.settings["minutes"],
         "seconds_per_step": resolved.recorded["seconds_per_step"],
-        "limited_by_text": resolved.recorded.get("limited_by_text", False)
-        or (AUTO in resolved.recorded and steps == most_steps(train_tokens, tokens_per_step, is_taught)),
+        "limited_by_text": resolved.recorded.get("limited_by_text", False),
     }
 
 
@@ -186,7 +186,7 @@ def _describe(recorded: Mapping[str, Any]) -> tuple[str, ...]:
 # ---- The size ------------------------------------------------------------------------------------------------------
 
 BASE = "modern-1m"  # the smallest size, and the architecture of all
-BATCH = 12
+MOST_WINDOWS = 12  # of a step
 OPTIMIZER: dict[str, Any] = {
     "optimizer": "muon",
     "learning_rate": 6e-3,
@@ -213,16 +213,24 @@ class Size:
 
     Attributes:
         min_tokens: Smallest training text, in tokens; on less, this size overfits even with dropout.
+        tokens_per_step: For which the rates are tuned.
         loss_at_one_step: After n steps on a large text, the loss is about this less `loss_per_log_step * log(n)`.
         loss_per_log_step: See `loss_at_one_step`.
         regularization: The rates of dropout and of decay, by the passes over the text from which they apply.
+        passes: Over a text, after which a run of this size ends: more would not lower the loss.
+        teacher_passes: Those of a teacher of this size; 0 if it is trained without.
+        taught_passes: Those of a model of this size that has teachers.
         fields: Of the configuration.
     """
 
     min_tokens: int
+    tokens_per_step: int
     loss_at_one_step: float
     loss_per_log_step: float
     regularization: dict[int, tuple[float, float]]
+    passes: float
+    teacher_passes: float
+    taught_passes: float
     fields: dict[str, int]
 
     def loss(self, steps: float) -> float:
@@ -234,20 +242,41 @@ class Size:
         reached = [rates for least, rates in self.regularization.items() if least <= passes]
         return max(reached, default=(0.0, 0.0))
 
-    def context(self, facts: Facts) -> int:
-        """That of the table; a shorter one if the text has not enough tokens for it."""
+    def context(self, settings: Mapping[str, Any], facts: Facts) -> int:
+        """What is given, or that of the table; a shorter one if the text has not enough tokens for it."""
+        fields = json.loads(settings.get("model_overrides", "{}"))
+        if given := settings.get("context_length") or fields.get("max_position_embeddings"):
+            return given
         own = self.fields["max_position_embeddings"]
         return min(own, longest_context(facts.train_tokens) or own) if facts.divides else own
 
+    def windows(self, context: int) -> int:
+        """Of each step."""
+        return max(1, min(MOST_WINDOWS, self.tokens_per_step // context))
 
+    def expected_loss(self, steps: float, steps_per_pass: float) -> float:
+        """After this many steps, as far as they help."""
+        passes = min(self.passes, PASSES_WITH_TEACHERS) if self.teacher_passes else self.passes
+        return self.loss(min(steps, passes * steps_per_pass))
+
+
+# The losses by steps were measured with 128 tokens of context, on a large text, the passes on short ones.
 SIZES = (
-    Size(0, 1.556, 0.0633, {3: (0.1, 0.0), 6: (0.2, 2.0)}, _fields(width=128, layers=4, heads=4, context=128)),
-    Size(2_700_000, 1.830, 0.1050, {3: (0.1, 0.0), 20: (0.2, 0.0)}, _fields(width=192, layers=6, heads=6, context=128)),
-    Size(1_000_000, 2.039, 0.1568, {2: (0.1, 0.0), 5: (0.2, 0.0)}, _fields(width=384, layers=6, heads=6, context=256)),
+    Size(
+        *(0, 1536, 1.556, 0.0633, {7: (0.2, 2.0)}, 10, 10, 20),
+        _fields(width=128, layers=4, heads=4, context=256),
+    ),
+    Size(
+        *(1_000_000, 1536, 1.830, 0.1050, {}, 3.3, 2.5, 4),
+        _fields(width=192, layers=6, heads=6, context=256),
+    ),
+    Size(
+        *(2_700_000, 3072, 2.039, 0.1568, {2: (0.1, 0.0), 5: (0.2, 0.0)}, math.inf, 0, 0),
+        _fields(width=384, layers=6, heads=6, context=256),
+    ),
 )
 MIN_STEP_RATIO = 1.5  # on CPUs, a step is at least this many times slower than with the next smaller size: 2.1 to 6.9
-SHORT_TEXT_TOKENS = SHORT  # a text of fewer tokens is memorized in more passes, also with dropout
-PASSES_OF_SHORT_TEXT, LEAST_STEPS = 10, 100
+LEAST_STEPS = 100  # however short the text is
 
 
 def chooses_size(settings: Mapping[str, Any]) -> bool:
@@ -263,24 +292,28 @@ def choose(
     divides = facts.divides and not settings.keys() & {"context_length", "model_overrides"}
     measured: list[tuple[float, Size, float, Costs]] = []  # loss to expect, size, steps in the time; smallest first
     for size in SIZES:
-        if measured and size.loss(measured[-1][2] / MIN_STEP_RATIO) > min(loss for loss, *_ in measured):
-            break
         if facts.train_tokens < size.min_tokens:
             continue
-        candidate = apply(size_settings(size, context=size.context(facts), divides=divides), settings)
+        context = size.context(settings, facts)
+        steps_per_pass = facts.train_tokens / (size.windows(context) * context)
+        if measured:
+            at_best = size.expected_loss(measured[-1][2] / MIN_STEP_RATIO, steps_per_pass)
+            if at_best > min(loss for loss, *_ in measured):
+                break
+        candidate = apply(size_settings(size, context, divides=divides), settings)
         if candidate.get("torch_compile") == AUTO:
             candidate["torch_compile"] = False
         costs = measure(candidate)
         steps = 60 * settings["minutes"] / step_seconds(costs, candidate)
-        measured.append((size.loss(steps), size, steps, costs))
+        measured.append((size.expected_loss(steps, steps_per_pass), size, steps, costs))
     _, size, steps, costs = min(measured, key=lambda row: row[0])
-    context = size.context(facts)
-    steps_per_pass = facts.train_tokens / (BATCH * context)
-    may_be_taught = size is SIZES[0] and not settings.keys() & {"teachers", "label_smoothing_factor"}
+    context = size.context(settings, facts)
+    steps_per_pass = facts.train_tokens / (size.windows(context) * context)
+    may_be_taught = size.teacher_passes and not settings.keys() & {"teachers", "label_smoothing_factor"}
     left = steps - elapsed() / costs.step
-    if may_be_taught and (teachers := choose_teachers(left, steps_per_pass, costs)):
+    if may_be_taught and (teachers := choose_teachers(size, left, steps_per_pass, costs)):
         return {**size_settings(size, context, divides=divides), **teachers}
-    passes = min(steps, most_steps(facts.train_tokens, BATCH * context)) / steps_per_pass
+    passes = min(steps / steps_per_pass, size.passes)
     return size_settings(size, context, *size.regularize(passes), divides)
 
 
@@ -297,16 +330,20 @@ def size_settings(
     """
     fields = {**size.fields, "max_position_embeddings": context, "hidden_dropout": dropout}
     warmup = SEQUENCE_WARMUP if divides and context > SEQUENCE_WARMUP["short_context"] else {}
-    chosen = {"weight_decay": decay, "per_device_train_batch_size": BATCH, "model_overrides": fields}
+    chosen = {"weight_decay": decay, "per_device_train_batch_size": size.windows(context), "model_overrides": fields}
     return {**OPTIMIZER, **warmup, **chosen}
 
 
-def most_steps(tokens: int, tokens_per_step: int, is_taught: bool = False) -> int:
-    """The number of steps after which a run on a text of `tokens` ends, even if there is time for more."""
-    if tokens >= SHORT_TEXT_TOKENS and not is_taught:
-        return MOST_STEPS
-    passes = TAUGHT_PASSES if is_taught else PASSES_OF_SHORT_TEXT
-    return max(LEAST_STEPS, math.ceil(passes * tokens / tokens_per_step))
+def most_steps(chosen: Mapping[str, Any], tokens: int, tokens_per_step: int) -> int:
+    """The number of steps after which a run on a text of `tokens` ends, even if there is time for more.
+
+    Args:
+        chosen: What `choose` returned.
+    """
+    width = chosen["model_overrides"]["hidden_size"]
+    size = next(size for size in SIZES if size.fields["hidden_size"] == width)
+    passes = size.taught_passes if chosen.get("teachers") else size.passes
+    return max(LEAST_STEPS, math.ceil(min(MOST_STEPS, passes * tokens / tokens_per_step)))
 
 
 def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,12 +370,12 @@ def _without(chosen: Mapping[str, Any], given: Collection[str]) -> dict[str, Any
 # ---- Teachers ------------------------------------------------------------------------------------------------------
 
 # In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
-PASSES_WITH_TEACHERS = 3.5  # from this many on that there is time for, teachers pay
-TEACHER_PASSES, TAUGHT_PASSES, MOST_TEACHERS = 10, 20, 8  # more of them do not lower the loss
+PASSES_WITH_TEACHERS = 5  # from this many on that there is time for, teachers pay
+MOST_TEACHERS = 8  # more of them do not lower the loss
 DECAYED_PASSES, TAUGHT_DECAY = 10, 0.5  # from so many passes on, a model that has teachers needs decay, too
 
 
-def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[str, Any]:
+def choose_teachers(size: Size, steps: float, steps_per_pass: float, costs: Costs) -> dict[str, Any]:
     """How many teachers are trained first, and for how long; empty if there is no time for one.
 
     Args:
@@ -349,16 +386,16 @@ def choose_teachers(steps: float, steps_per_pass: float, costs: Costs) -> dict[s
     passes = steps / steps_per_pass - 3 * around  # one teacher's, and twice as much for the last run
     if passes < max(PASSES_WITH_TEACHERS, 6 * around):  # most of the time must be left for steps
         return {}
-    count = int((passes + around - TAUGHT_PASSES) / (TEACHER_PASSES + forward * TAUGHT_PASSES + around))
-    with_one = passes / (1 + TAUGHT_PASSES / TEACHER_PASSES * (1 + forward))
-    each = min(TEACHER_PASSES, with_one)
-    dropout, decay = SIZES[0].regularize(each)
+    count = int((passes + around - size.taught_passes) / (size.teacher_passes + forward * size.taught_passes + around))
+    taught = size.taught_passes / size.teacher_passes
+    each = min(size.teacher_passes, passes / (1 + taught * (1 + forward)))
+    dropout, decay = size.regularize(each)
     overrides = {
         "max_steps": math.ceil(each * steps_per_pass),
         "weight_decay": decay,
         "model_overrides": {"hidden_dropout": dropout},
     }
-    is_decayed = each * TAUGHT_PASSES / TEACHER_PASSES >= DECAYED_PASSES
+    is_decayed = each * taught >= DECAYED_PASSES
     return {
         "weight_decay": TAUGHT_DECAY if is_decayed else 0.0,
         "teachers": max(1, min(count, MOST_TEACHERS)),

@@ -136,7 +136,7 @@ def prepare(resolved: auto.Resolved, inputs: Inputs, checkpoint: Path | None, lo
     identity = identify({**given, **resolved.recorded}, args.training, data.facts, tokenizer, model)
     check_same_run(begun(args.training.output_dir), identity, _silent if checkpoint else log)
     check_same_run(checkpoint, identity, log)
-    budget = auto.budget(resolved, args.training.max_steps, text.train_tokens, data.tokens_per_step)
+    budget = auto.budget(resolved)
     facts = run_facts(given, budget, args, data, model)
     facts["lora_merged"] = "lora_r" in resolved.recorded.get(auto.TUNED, {})  # the user did not ask for an adapter
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
