@@ -287,7 +287,7 @@ def test_the_flag_is_true_false_or_auto(value, expected):
 def chosen_size(tokens: int, *steps: float) -> dict:
     """What is chosen if the models of the table take this many steps in a minute, the smallest first."""
     measured = iter(steps)
-    chosen = choose({"minutes": 1}, Facts(tokens), lambda _: costs(60 / next(measured)))
+    _, chosen = choose({"minutes": 1}, Facts(tokens), lambda _: costs(60 / next(measured)))
     return chosen["model_overrides"]
 
 
@@ -332,7 +332,7 @@ def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record
     ],
 )
 def test_a_step_has_as_many_tokens_in_another_context(own, windows):
-    chosen = choose({"minutes": 1, **own}, Facts(10**6), lambda _: costs(0.1))
+    _, chosen = choose({"minutes": 1, **own}, Facts(10**6), lambda _: costs(0.1))
     assert chosen["per_device_train_batch_size"] == windows
 
 
@@ -345,7 +345,7 @@ def test_a_larger_model_needs_its_text(row):
             width = json.loads(settings["model_overrides"])["hidden_size"]
             return costs(60 / (10**6 if width in fast else 1))
 
-        return choose({"minutes": 1}, Facts(tokens), measure)["model_overrides"]
+        return choose({"minutes": 1}, Facts(tokens), measure)[1]["model_overrides"]
 
     assert chosen_for(SIZES[row].min_tokens).items() >= SIZES[row].fields.items()
     assert chosen_for(SIZES[row].min_tokens - 1).items() >= SIZES[row - 1].fields.items()
@@ -358,17 +358,18 @@ def test_larger_models_are_not_measured_in_vain():
 
 
 @pytest.mark.parametrize(
-    ("row", "steps", "rate"),
-    [(0, 4000, 0.0), (0, 20_000, 0.2), (1, 20_000, 0.0), (2, 842, 0.1), (2, 1828, 0.2)],
+    ("row", "passes", "rate"), [(0, 6.1, 0.0), (0, 31, 0.2), (1, 31, 0.0), (2, 1.9, 0.0), (2, 2.6, 0.1), (2, 5.6, 0.2)]
 )
-def test_dropout_grows_with_the_passes_over_the_text(row, steps, rate, monkeypatch):
+def test_dropout_grows_with_the_passes_over_the_text(row, passes, rate, monkeypatch):
     monkeypatch.setattr(auto, "SIZES", (SIZES[row],))
     monkeypatch.setattr(auto, "choose_teachers", lambda *_: {})
-    assert chosen_size(3 * 10**6 if row == 2 else 10**6, steps * (3 if row == 2 else 1))["hidden_dropout"] == rate
+    tokens = 3 * 10**6
+    assert chosen_size(tokens, passes * tokens / SIZES[row].tokens_per_step)["hidden_dropout"] == rate
 
 
 def test_a_short_text_is_not_passed_over_more_often_in_more_time():
-    for given, passes in (({"teachers": 0}, SIZES[0].passes), ({}, SIZES[0].taught_passes)):
+    taught = SIZES[0].taught_passes
+    for given, passes in (({"teachers": 0}, SIZES[0].passes), ({}, taught), ({"teachers": 2}, taught)):
         resolved = resolve({"minutes": 60, **given}, Facts(10**5), lambda _: costs(0.01))
         assert resolved.settings["max_steps"] == math.ceil(passes * 10**5 / 1536)
         assert "because more would not help" in resolved.lines[-1]
@@ -391,7 +392,10 @@ def test_the_chosen_size_is_measured_again_only_if_dropout_makes_it_another_cand
 
 
 def small_size(loss: float, per_step: float, passes: float = math.inf, **fields) -> Size:
-    return Size(0, 1536, loss, per_step, {}, passes, 0, 0, {**SMALL, **fields})
+    fields = {**SMALL, **fields}
+    return dataclasses.replace(
+        SIZES[2], min_tokens=0, loss_at_one_step=loss, loss_per_log_step=per_step, passes=passes, fields=fields
+    )
 
 
 @pytest.fixture
@@ -437,13 +441,12 @@ def test_a_run_ends_before_its_time_if_the_text_is_short(open_settings, monkeypa
 
 
 def test_a_very_short_text_is_still_learned():
-    chosen = {"model_overrides": SIZES[0].fields}
-    assert auto.most_steps(chosen, tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
+    assert SIZES[0].most_steps(tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
 
 
 @pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (100_000, 256)])
 def test_the_context_of_a_new_model_fits_into_a_short_text(tokens, context):
-    chosen = choose({"minutes": 1.0}, Facts(tokens), lambda _: costs(0.01))
+    _, chosen = choose({"minutes": 1.0}, Facts(tokens), lambda _: costs(0.01))
     assert chosen["model_overrides"]["max_position_embeddings"] == context
     assert ("short_context" in chosen) == (context > 64)
 

@@ -11,7 +11,7 @@ import torch
 from helpers import interrupted, refused, same_weights, tiny_model, toy_run
 
 from modeling_gptlite.runs import auto, train
-from modeling_gptlite.runs.auto import SIZES, Facts, Size, choose, resolve
+from modeling_gptlite.runs.auto import SIZES, Facts, choose, resolve
 from modeling_gptlite.runs.resume import ResumeError
 from modeling_gptlite.runs.teachers import FOLDER, teacher_settings
 from modeling_gptlite.runs.train import start_from
@@ -248,14 +248,13 @@ def costs(step: float, **parts) -> Costs:
 def chosen_for(passes: float, tokens: int = 67_900, **settings) -> dict:
     """What is chosen if there is time for this many passes of the smallest size."""
     steps = passes * tokens / 1536
-    return choose(
-        {"minutes": 1, **settings}, Facts(tokens), lambda _: costs(60 / steps, evaluation=0.0, forward=15 / steps)
-    )
+    found = costs(60 / steps, evaluation=0.0, forward=15 / steps)
+    return choose({"minutes": 1, **settings}, Facts(tokens), lambda _: found)[1]
 
 
 @pytest.mark.parametrize(
     ("passes", "teachers", "each"),
-    [(3.4, 0, 0), (9, 1, 2.6), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)],
+    [(5.9, 0, 0), (6.1, 1, 1.74), (9, 1, 2.6), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)],
 )
 def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
     chosen = chosen_for(passes)
@@ -266,6 +265,17 @@ def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
         dropout, decay = SIZES[0].regularize(each)
         overrides = chosen["teacher_overrides"]
         assert (overrides["model_overrides"], overrides["weight_decay"]) == ({"hidden_dropout": dropout}, decay)
+
+
+def test_a_larger_model_has_fewer_passes_with_its_teachers():
+    def measure(settings):
+        steps = 13_000 if json.loads(settings["model_overrides"])["hidden_size"] == 128 else 5_200
+        return costs(60 / steps, evaluation=0.0, forward=15 / steps)
+
+    size, chosen = choose({"minutes": 1}, Facts(1_003_854), measure)
+    assert (size, chosen["teachers"]) == (SIZES[1], 1)
+    assert chosen["teacher_overrides"]["max_steps"] == pytest.approx(2.5 * 1_003_854 / 1536, abs=1)
+    assert chosen["weight_decay"] == 0.0
 
 
 @pytest.mark.parametrize("given", [{"teachers": 0}, {"label_smoothing_factor": 0.1}])
@@ -288,10 +298,21 @@ def test_the_time_of_the_teachers_is_part_of_the_minutes(minutes, elapsed, count
     assert len(measured) == 1  # teachers do not make it another candidate
 
 
+@pytest.mark.parametrize("given", [{}, {"preset": "modern-1m"}])
+def test_teachers_that_are_given_take_as_many_steps_as_the_run(given):
+    found = costs(0.1, forward=0.02, finish=2.0)
+    resolved = resolve({"minutes": 5.0, "teachers": 2, **given}, Facts(10**6), lambda _: found)
+    steps, interval = resolved.settings["max_steps"], resolved.settings["eval_steps"]
+    assert [each["max_steps"] for each in teacher_settings(resolved.settings)] == [steps, steps]
+    around = 2 * (2 * 1.0 + 2.0) + steps / interval * 1.0 + 2.0
+    assert 0.95 * 300 < steps * (3 * 0.1 + 2 * 0.02) + around < 300
+    assert resolved.recorded["seconds_per_step"] == pytest.approx(0.14)
+
+
 def test_most_of_the_time_must_be_left_for_steps():
     def choose_with(finish: float) -> dict:
         found = dataclasses.replace(costs(0.1, evaluation=0.0), finish=finish)
-        return choose({"minutes": 1.0}, Facts(600 * 1536 // 10), lambda _: found)
+        return choose({"minutes": 1.0}, Facts(600 * 1536 // 10), lambda _: found)[1]
 
     assert choose_with(6.0)["teachers"] == 1
     assert "teachers" not in choose_with(8.0)
@@ -309,7 +330,7 @@ def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, t
         return dataclasses.replace(costs(0.1, forward=0.01), evaluation=0.1, tokens_per_step=data.tokens_per_step)
 
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
-    monkeypatch.setattr(auto, "SIZES", (Size(0, 1536, 1.0, 0.0, {}, 10, 10, 20, fields),))
+    monkeypatch.setattr(auto, "SIZES", (dataclasses.replace(SIZES[0], fields=fields),))
     monkeypatch.setattr(auto, "PASSES_WITH_TEACHERS", 0.1)
     monkeypatch.setattr(train, "time_run", time_run)
     monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)

@@ -103,9 +103,10 @@ def resolve(
 
     resolved: dict[str, Any] = dict(settings)
     recorded: dict[str, Any] = {}
+    size = None
     if chooses_size(settings):
-        recorded[AUTO] = chosen = choose(settings, facts, costs_of, elapsed)
-        resolved = apply(chosen, settings)
+        size, recorded[AUTO] = choose(settings, facts, costs_of, elapsed)
+        resolved = apply(recorded[AUTO], settings)
     if resolved.get("torch_compile") == AUTO:
         resolved["torch_compile"] = False
         seconds = 60 * settings.get("minutes", 0)
@@ -118,16 +119,18 @@ def resolve(
     if "minutes" in settings:
         costs, spent, most = costs_of(resolved), elapsed(), MOST_STEPS
         teachers = teacher_settings(resolved)
-        if AUTO in recorded:
-            most = most_steps(recorded[AUTO], facts.train_tokens, costs.tokens_per_step)
-        if teachers:
+        if size is not None:
+            most = size.most_steps(facts.train_tokens, costs.tokens_per_step, bool(teachers))
+        taught = fitting = costs.taught_by(len(teachers))
+        if teachers and "max_steps" in teachers[0]:
             spent += len(teachers) * teacher_seconds(costs, teachers[0])
-            costs = costs.taught_by(len(teachers))
-        resolved |= (fitted := fit(costs, resolved, most, spent))
-        recorded["seconds_per_step"] = step_seconds(costs, resolved)
-        if AUTO in recorded:
-            recorded["limited_by_text"] = fitted["max_steps"] == most
-        is_limited = recorded.get("limited_by_text", False)
+        elif teachers:  # each takes as many steps as the run itself
+            spent += len(teachers) * _around_steps(costs)
+            fitting = taught.with_steps_of(len(teachers), costs)
+        resolved |= (fitted := fit(fitting, resolved, most, spent))
+        recorded["seconds_per_step"] = step_seconds(taught, resolved)
+        if is_limited := fitted["max_steps"] == most:
+            recorded["limited_by_text"] = True
         lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], is_limited),)
     return Resolved(resolved, recorded, lines)
 
@@ -254,6 +257,11 @@ class Size:
         """Of each step."""
         return max(1, min(MOST_WINDOWS, self.tokens_per_step // context))
 
+    def most_steps(self, tokens: int, tokens_per_step: int, is_taught: bool = False) -> int:
+        """The number of steps after which a run on a text of `tokens` ends, even if there is time for more."""
+        passes = self.taught_passes if is_taught else self.passes
+        return max(LEAST_STEPS, math.ceil(min(MOST_STEPS, passes * tokens / tokens_per_step)))
+
     def expected_loss(self, steps: float, steps_per_pass: float) -> float:
         """After this many steps, as far as they help."""
         passes = min(self.passes, PASSES_WITH_TEACHERS) if self.teacher_passes else self.passes
@@ -263,16 +271,37 @@ class Size:
 # The losses by steps were measured with 128 tokens of context, on a large text, the passes on short ones.
 SIZES = (
     Size(
-        *(0, 1536, 1.556, 0.0633, {7: (0.2, 2.0)}, 10, 10, 20),
-        _fields(width=128, layers=4, heads=4, context=256),
+        min_tokens=0,
+        tokens_per_step=1536,
+        loss_at_one_step=1.556,
+        loss_per_log_step=0.0633,
+        regularization={7: (0.2, 2.0)},
+        passes=10,
+        teacher_passes=10,
+        taught_passes=20,
+        fields=_fields(width=128, layers=4, heads=4, context=256),
     ),
     Size(
-        *(1_000_000, 1536, 1.830, 0.1050, {}, 3.3, 2.5, 4),
-        _fields(width=192, layers=6, heads=6, context=256),
+        min_tokens=1_000_000,
+        tokens_per_step=1536,
+        loss_at_one_step=1.830,
+        loss_per_log_step=0.1050,
+        regularization={},
+        passes=3.3,
+        teacher_passes=2.5,
+        taught_passes=4,
+        fields=_fields(width=192, layers=6, heads=6, context=256),
     ),
     Size(
-        *(2_700_000, 3072, 2.039, 0.1568, {2: (0.1, 0.0), 5: (0.2, 0.0)}, math.inf, 0, 0),
-        _fields(width=384, layers=6, heads=6, context=256),
+        min_tokens=2_700_000,
+        tokens_per_step=3072,
+        loss_at_one_step=2.039,
+        loss_per_log_step=0.1568,
+        regularization={2: (0.1, 0.0), 5: (0.2, 0.0)},
+        passes=math.inf,
+        teacher_passes=0,
+        taught_passes=math.inf,
+        fields=_fields(width=384, layers=6, heads=6, context=256),
     ),
 )
 MIN_STEP_RATIO = 1.5  # on CPUs, a step is at least this many times slower than with the next smaller size: 2.1 to 6.9
@@ -284,37 +313,51 @@ def chooses_size(settings: Mapping[str, Any]) -> bool:
     return "minutes" in settings and "model_name_or_path" not in settings and settings.get("preset", AUTO) == AUTO
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A size that was measured, and the steps that there is time for with it."""
+
+    size: Size
+    context: int
+    steps_per_pass: float
+    costs: Costs
+    steps: float
+
+    @property
+    def loss(self) -> float:
+        return self.size.expected_loss(self.steps, self.steps_per_pass)
+
+
 def choose(
     settings: Mapping[str, Any], facts: Facts, measure: Measure, elapsed: Callable[[], float] = lambda: 0.0
-) -> dict[str, Any]:
-    """The settings of the size with the lowest expected loss. Larger sizes are measured as long as they may be it."""
+) -> tuple[Size, dict[str, Any]]:
+    """The size with the lowest expected loss, and its settings. Larger ones are measured as long as they may be it."""
     # Pieces must divide the context, which is known if nothing is given that sets it.
     divides = facts.divides and not settings.keys() & {"context_length", "model_overrides"}
-    measured: list[tuple[float, Size, float, Costs]] = []  # loss to expect, size, steps in the time; smallest first
+    measured: list[_Candidate] = []  # smallest first
     for size in SIZES:
         if facts.train_tokens < size.min_tokens:
             continue
         context = size.context(settings, facts)
         steps_per_pass = facts.train_tokens / (size.windows(context) * context)
         if measured:
-            at_best = size.expected_loss(measured[-1][2] / MIN_STEP_RATIO, steps_per_pass)
-            if at_best > min(loss for loss, *_ in measured):
+            at_best = size.expected_loss(measured[-1].steps / MIN_STEP_RATIO, steps_per_pass)
+            if at_best > min(candidate.loss for candidate in measured):
                 break
-        candidate = apply(size_settings(size, context, divides=divides), settings)
-        if candidate.get("torch_compile") == AUTO:
-            candidate["torch_compile"] = False
-        costs = measure(candidate)
-        steps = 60 * settings["minutes"] / step_seconds(costs, candidate)
-        measured.append((size.expected_loss(steps, steps_per_pass), size, steps, costs))
-    _, size, steps, costs = min(measured, key=lambda row: row[0])
-    context = size.context(settings, facts)
-    steps_per_pass = facts.train_tokens / (size.windows(context) * context)
+        timed = apply(size_settings(size, context, divides=divides), settings)
+        if timed.get("torch_compile") == AUTO:
+            timed["torch_compile"] = False
+        costs = measure(timed)
+        steps = 60 * settings["minutes"] / step_seconds(costs, timed)
+        measured.append(_Candidate(size, context, steps_per_pass, costs, steps))
+    best = min(measured, key=lambda candidate: candidate.loss)
+    size = best.size
     may_be_taught = size.teacher_passes and not settings.keys() & {"teachers", "label_smoothing_factor"}
-    left = steps - elapsed() / costs.step
-    if may_be_taught and (teachers := choose_teachers(size, left, steps_per_pass, costs)):
-        return {**size_settings(size, context, divides=divides), **teachers}
-    passes = min(steps / steps_per_pass, size.passes)
-    return size_settings(size, context, *size.regularize(passes), divides)
+    left = best.steps - elapsed() / best.costs.step
+    if may_be_taught and (teachers := choose_teachers(size, left, best.steps_per_pass, best.costs)):
+        return size, {**size_settings(size, best.context, divides=divides), **teachers}
+    passes = min(best.steps / best.steps_per_pass, size.passes)
+    return size, size_settings(size, best.context, *size.regularize(passes), divides)
 
 
 def size_settings(
@@ -332,18 +375,6 @@ def size_settings(
     warmup = SEQUENCE_WARMUP if divides and context > SEQUENCE_WARMUP["short_context"] else {}
     chosen = {"weight_decay": decay, "per_device_train_batch_size": size.windows(context), "model_overrides": fields}
     return {**OPTIMIZER, **warmup, **chosen}
-
-
-def most_steps(chosen: Mapping[str, Any], tokens: int, tokens_per_step: int) -> int:
-    """The number of steps after which a run on a text of `tokens` ends, even if there is time for more.
-
-    Args:
-        chosen: What `choose` returned.
-    """
-    width = chosen["model_overrides"]["hidden_size"]
-    size = next(size for size in SIZES if size.fields["hidden_size"] == width)
-    passes = size.taught_passes if chosen.get("teachers") else size.passes
-    return max(LEAST_STEPS, math.ceil(min(MOST_STEPS, passes * tokens / tokens_per_step)))
 
 
 def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,7 +401,7 @@ def _without(chosen: Mapping[str, Any], given: Collection[str]) -> dict[str, Any
 # ---- Teachers ------------------------------------------------------------------------------------------------------
 
 # In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
-PASSES_WITH_TEACHERS = 5  # from this many on that there is time for, teachers pay
+PASSES_WITH_TEACHERS = 6  # from this many on that there is time for, teachers pay
 MOST_TEACHERS = 8  # more of them do not lower the loss
 DECAYED_PASSES, TAUGHT_DECAY = 10, 0.5  # from so many passes on, a model that has teachers needs decay, too
 

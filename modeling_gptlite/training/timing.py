@@ -66,6 +66,10 @@ class Costs:
         more = teachers * self.forward
         return replace(self, step=self.step + more, short_step=self.short_step + more)
 
+    def with_steps_of(self, others: int, each: "Costs") -> "Costs":
+        """With a step of each of a number of other models in each step."""
+        return replace(self, step=self.step + others * each.step, short_step=self.short_step + others * each.short_step)
+
 
 def time_run(
     build: Callable[[], Any],
