@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from benchmarks.common import RESULTS, ROOT
 
 
 PICTURE = ROOT / "docs" / "images" / "loss_over_time.png"
-COLORS = ("#c2410c", "#ea9a5c", "#7c2d12")  # of this package
+COLORS = ("#c2410c", "#ea9a5c", "#7c2d12", "#d97706")  # of this package
 OTHERS = ("#475569", "#94a3b8")
 
 
@@ -34,7 +35,8 @@ def draw(by_kind: dict[str, dict], path: Path) -> None:
             seconds, losses = zip(*curve, strict=True)
             label = f"{name.split(' --eval')[0]}: {losses[-1]:.3f}"  # how often it is evaluated is to be seen
             axes.plot(seconds, losses, color=color, marker="o", markersize=3, label=label)
-        axes.set(title=f"{record['environment']['hardware']}, {kind}", xlabel="seconds of training", xlim=(0, None))
+        axes.set(title=f"{record['environment']['hardware']}, {kind}", xlabel="seconds of training", xscale="log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_title(axes.get_title(), fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

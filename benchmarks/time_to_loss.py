@@ -4,7 +4,7 @@
 
 nanoGPT estimates its loss on random windows. Here its saved checkpoint is evaluated like every model in this project:
 over the whole validation split, in non-overlapping windows of the context length, with every target counted. Prepare
-the data in the checkout first (`python data/shakespeare_char/prepare.py`).
+the data in the checkout first (`python data/shakespeare_char/prepare.py`). The record keeps what is not measured again.
 """
 
 import argparse
@@ -146,13 +146,10 @@ def main():
     measures = {name: (lambda name=name: measure(name)) for name in runs}
     results = common.measure_in_turn(measures, options.rounds)
     table = common.ratios(results, "seconds", [(name, "nanoGPT") for name in options.recipes])
-    common.record(
-        f"time_to_loss-{common.cpu_kind()}",
-        "whole runs: seconds, and the final validation loss",
-        results=results,
-        ratios=table,
-        curves=curves,
-    )
+    name, parts = f"time_to_loss-{common.cpu_kind()}", {"results": results, "ratios": table, "curves": curves}
+    before = common.recorded(name)
+    together = {part: {**before.get(part, {}), **figures} for part, figures in parts.items()}
+    common.record(name, "whole runs: seconds, and the final validation loss", **together)
 
 
 if __name__ == "__main__":
