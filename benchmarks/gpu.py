@@ -80,7 +80,7 @@ now = time.perf_counter
 
 def prepared(options, folder: str, recipe: str | None = None, **settings):
     """A run of this package on the text of this benchmark."""
-    from modeling_gptlite.runs.start import start_from
+    from modeling_gptlite.runs.train import start_from
 
     if options.toy:
         overrides = {**TOY_MODEL, **settings.pop("model_overrides", {})}

@@ -167,26 +167,28 @@ def pretrained_records() -> Iterator[dict]:
         yield json.loads(path.read_text(encoding="utf-8"))
 
 
+def by_road(runs: dict[str, dict]) -> dict[tuple[str, float], dict[str, dict]]:
+    """The whole runs of a record of `benchmarks.pretrained`: by text and minutes, then by how they begin."""
+    found: dict[tuple[str, float], dict[str, dict]] = {}
+    for key, figures in runs.items():
+        text, minutes, road = key.split(", ")
+        found.setdefault((text, float(minutes.split()[0])), {})[road] = figures
+    return dict(sorted(found.items()))
+
+
 def runs_table() -> str:
     """Whole runs from a pretrained model and from scratch, in bits per character."""
     lines = []
     for record in pretrained_records():
-        runs = record.get("runs", {})
         found = []
-        for key, figures in runs.items():
-            text, minutes, road = key.split(", ")
-            before = figures["before"]
-            found.append(
-                (
-                    f"{text}, {minutes}",
-                    "SmolLM2-135M" if road == "pretrained" else "from scratch",
-                    "" if before is None else f"{before:.3f}",
-                    f"{figures['bits_per_character']:.3f}",
-                    f"{figures['seconds'] / 60:.1f} minutes",
-                    f"{figures['peak_gigabytes']:.1f} GB",
-                )
-            )
-        lines += markdown("text | model | bits per character before | after | time | peak memory", found)
+        for (text, minutes), roads in by_road(record.get("runs", {})).items():
+            tuned, new = roads.get("pretrained", {}), roads.get("scratch", {})
+            cells = (tuned.get("before"), tuned.get("bits_per_character"), new.get("bits_per_character"))
+            peaks = (f"{road['peak_gigabytes']:.1f}" for road in (tuned, new) if road)
+            shown = ("" if cell is None else f"{cell:.3f}" for cell in cells)
+            found.append((text, f"{minutes:g}", *shown, " / ".join(peaks)))
+        titles = "text | minutes | SmolLM2-135M, untouched | fine-tuned | from scratch | peak memory of both, GB"
+        lines += markdown(titles, found)
     return "\n".join(lines).rstrip()
 
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from modeling_gptlite import GPTLiteConfig, GPTLiteForCausalLM
 from modeling_gptlite.data.windows import EvaluationWindows, RandomWindows
@@ -58,6 +58,17 @@ TINY = {
     "hidden_dropout": 0.0,
     "embedding_dropout": 0.0,
 }
+# Of a model of another class, with a vocabulary as large as those of pretrained ones.
+TINY_BASE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "vocab_size": 50_000,
+}
 
 
 def tiny_config(preset: str, **overrides):
@@ -67,6 +78,17 @@ def tiny_config(preset: str, **overrides):
 def tiny_model(preset: str, seed: int = 0, **overrides):
     torch.manual_seed(seed)
     return GPTLiteForCausalLM(tiny_config(preset, **overrides)).eval()
+
+
+def save_base(folder: Path, kind: str, text: str) -> Path:
+    """Save a `TINY_BASE` of a class, and a tokenizer for the characters of a text."""
+    tokenizer = build_char_tokenizer(text)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, tie_word_embeddings=True, **TINY_BASE, **ids)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def fuzzed(examples: int):

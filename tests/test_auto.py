@@ -9,11 +9,12 @@ import pytest
 from helpers import ANSWERS, interrupted, refused, same_weights, tiny_model, toy_run, write_rows
 from safetensors.torch import load_file
 
-from benchmarks.common import RESULTS
-from modeling_gptlite.runs import auto, train
-from modeling_gptlite.runs.auto import SIZES, Facts, Size, choose, fit, resolve
+from modeling_gptlite.runs import auto, sizes, train
+from modeling_gptlite.runs.auto import Facts, resolve
 from modeling_gptlite.runs.resume import ResumeError
 from modeling_gptlite.runs.settings import GROUPS
+from modeling_gptlite.runs.sizes import SIZES, Size
+from modeling_gptlite.runs.steps import FITTED
 from modeling_gptlite.runs.train import start_from
 from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
 from modeling_gptlite.training.checkpointing import MANIFEST, Checkpoints
@@ -23,7 +24,6 @@ from scripts import train as command
 from scripts.parser import Parser
 
 
-COSTS = Costs(start=1.0, step=0.1, short_step=0.1, evaluation=2.0, checkpoint=1.0, finish=0.75, tokens_per_step=1536)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 
 
@@ -31,63 +31,7 @@ def costs(step: float, evaluation: float = 1.0, tokens_per_step: int = 1536) -> 
     return Costs(0.0, step, step, evaluation, checkpoint=0.0, tokens_per_step=tokens_per_step)
 
 
-def fitted(minutes=1.0, costs=COSTS, **given):
-    return fit(costs, {"minutes": minutes, **given})
-
-
-# ---- From seconds to steps -----------------------------------------------------------------------------------------
-
-
-def test_steps_evaluations_and_checkpoints_fill_the_time():
-    # 57 seconds remain after the reserve and the first step; 3 evaluations take 9 of them, at most a fifth
-    assert fitted() == {"max_steps": 480, "warmup_steps": 24, "eval_steps": 160, "save_steps": 160}
-
-
-def test_a_long_run_has_the_usual_warm_up_and_ten_evaluations():
-    settings = fitted(minutes=60)
-    assert settings["warmup_steps"] == 100
-    assert settings["max_steps"] == 34_962
-    assert settings["eval_steps"] == 3_497
-
-
-def test_short_windows_are_counted_with_their_own_time():
-    costs = Costs(start=1.75, step=0.1, short_step=0.05, evaluation=2.0, checkpoint=1.0)
-    assert fitted(costs=costs, short_context=64, short_context_fraction=0.5)["max_steps"] == 640
-    assert fitted(costs=costs)["max_steps"] == 480
-
-
-def test_an_evaluation_that_takes_too_much_of_the_time_is_left_out():
-    settings = fitted(costs=Costs(start=1.75, step=0.1, short_step=0.1, evaluation=44.0, checkpoint=1.0))
-    assert settings["max_steps"] == 550
-    assert settings["eval_delay"] > settings["max_steps"]
-    assert settings["save_steps"] == 275
-
-
-def test_given_intervals_and_warm_up_are_kept():
-    settings = fitted(eval_steps=100, save_steps=200, warmup_steps=7)
-    assert settings == {"max_steps": 440}  # 44 seconds, and 13 for 5 evaluations and 3 checkpoints
-
-
-@pytest.mark.parametrize(
-    ("given", "steps"),
-    [
-        ({"eval_strategy": "no", "load_best_model_at_end": False, "save_strategy": "no"}, 570),
-        ({"eval_strategy": "epoch", "save_strategy": "epoch"}, 540),
-        ({"eval_strategy": "epoch", "save_strategy": "best"}, 540),
-        ({"eval_steps": 0.1, "save_steps": 0.5}, 350),
-    ],
-)
-def test_every_strategy_is_counted(given, steps):
-    assert fitted(**given)["max_steps"] == steps
-
-
-def test_what_has_passed_before_is_part_of_the_minutes():
-    assert fit(COSTS, {"minutes": 1.0}, elapsed=10.0)["max_steps"] == fitted()["max_steps"] - 100
-
-
-def test_a_time_too_short_for_one_step_is_refused():
-    with pytest.raises(ArgumentError, match=r"--minutes 0\.05 is too short"):
-        fitted(minutes=0.05)
+# ---- What is refused -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", [{"max_steps": 5}, {"num_train_epochs": 2.0}])
@@ -119,7 +63,8 @@ def test_a_trainer_alone_does_not_take_auto(tmp_path):
 
 
 def test_minutes_replace_the_steps_of_a_recipe_and_what_depends_on_them(text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "time_run", lambda *_, **__: COSTS)
+    found = Costs(start=1.75, step=0.1, short_step=0.1, evaluation=2.0, checkpoint=1.0, tokens_per_step=1536)
+    monkeypatch.setattr(train, "time_run", lambda *_, **__: found)
     monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)
     places = {"train_file": [str(text_file)], "output_dir": str(tmp_path / "run")}
     run = start_from("quickstart", **places, minutes=1, model_overrides={"hidden_size": 32})
@@ -173,7 +118,7 @@ def test_a_run_with_minutes_is_an_ordinary_run_with_its_steps(settings, tmp_path
     ordinary = record["arguments"]
     assert "minutes" not in ordinary
     assert record["results"]["steps"] == ordinary["max_steps"]
-    same = {**settings, "minutes": None, **{name: ordinary[name] for name in auto.FITTED if name in ordinary}}
+    same = {**settings, "minutes": None, **{name: ordinary[name] for name in FITTED if name in ordinary}}
     same_record = start_from(**{**same, "output_dir": str(tmp_path / "ordinary")}).train()
     assert same_record["results"]["loss"] == record["results"]["loss"]
     assert same_weights(tmp_path / "run", tmp_path / "ordinary")
@@ -281,90 +226,7 @@ def test_the_flag_is_true_false_or_auto(value, expected):
     assert args.torch_compile == expected
 
 
-# ---- The table of sizes --------------------------------------------------------------------------------------------
-
-
-def chosen_size(tokens: int, *steps: float) -> dict:
-    """What is chosen if the models of the table take this many steps in a minute, the smallest first."""
-    measured = iter(steps)
-    _, chosen = choose({"minutes": 1}, Facts(tokens), lambda _: costs(60 / next(measured)))
-    return chosen["model_overrides"]
-
-
-@pytest.fixture
-def record() -> dict:
-    return json.loads((RESULTS / "budgets-avx512-amx.json").read_text(encoding="utf-8"))["results"]
-
-
-@pytest.mark.parametrize("minutes", [5, 20])
-def test_the_table_says_what_was_measured(minutes, record):
-    models = "auto, which chose modern-1m", "6 layers of width 192", "modern-10m"
-    cells = [record[f"code, {minutes} minutes, {model}"] for model in models]
-    steps, losses = [cell["steps"] for cell in cells], [cell["validation_loss"] for cell in cells]
-    assert [size.loss(taken) for size, taken in zip(SIZES, steps, strict=True)] == pytest.approx(losses, abs=0.002)
-    best = SIZES[losses.index(min(losses))]
-    assert chosen_size(18 * 10**6, *steps) == {**best.fields, "hidden_dropout": 0.0}
-
-
-@pytest.mark.parametrize(("small", "large", "width"), [(3300, 1300, 128), (13_000, 5200, 192)])
-def test_on_tiny_shakespeare_more_time_makes_a_larger_model(small, large, width):
-    """Steps of five and of twenty minutes; on this text, the largest size was worse."""
-    fields = chosen_size(1_003_854, small, large)
-    assert (fields["hidden_size"], fields["hidden_dropout"]) == (width, 0.0)
-
-
-def test_a_short_text_is_not_for_a_large_model_however_much_time_there_is(record):
-    models = "auto", "modern-1m", "modern-10m, dropout 0.2"
-    cells = {model: record[f"python-docs, 20 minutes, {model}"] for model in models}
-    assert min(cells, key=lambda model: cells[model]["validation_loss"]) == "auto"
-    chosen, *fixed = cells.values()
-    tokens = chosen["steps"] * 1536 // 5  # passes, as it chose then
-    assert chosen_size(tokens, *(cell["steps"] for cell in fixed)) == {**SIZES[0].fields, "hidden_dropout": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("own", "windows"),
-    [
-        ({}, 6),
-        ({"context_length": 64}, 12),
-        ({"context_length": 4096}, 1),
-        ({"model_overrides": '{"max_position_embeddings": 512}'}, 3),
-    ],
-)
-def test_a_step_has_as_many_tokens_in_another_context(own, windows):
-    _, chosen = choose({"minutes": 1, **own}, Facts(10**6), lambda _: costs(0.1))
-    assert chosen["per_device_train_batch_size"] == windows
-
-
-@pytest.mark.parametrize("row", range(1, len(SIZES)))
-def test_a_larger_model_needs_its_text(row):
-    def chosen_for(tokens: int) -> dict:
-        fast = [size.fields["hidden_size"] for size in SIZES[: row + 1]]
-
-        def measure(settings):
-            width = json.loads(settings["model_overrides"])["hidden_size"]
-            return costs(60 / (10**6 if width in fast else 1))
-
-        return choose({"minutes": 1}, Facts(tokens), measure)[1]["model_overrides"]
-
-    assert chosen_for(SIZES[row].min_tokens).items() >= SIZES[row].fields.items()
-    assert chosen_for(SIZES[row].min_tokens - 1).items() >= SIZES[row - 1].fields.items()
-
-
-def test_larger_models_are_not_measured_in_vain():
-    measured = []
-    choose({"minutes": 1}, Facts(10**9), lambda settings: measured.append(settings) or costs(60 / 900))
-    assert len(measured) == 1
-
-
-@pytest.mark.parametrize(
-    ("row", "passes", "rate"), [(0, 6.1, 0.0), (0, 31, 0.2), (1, 31, 0.0), (2, 1.9, 0.0), (2, 2.6, 0.1), (2, 5.6, 0.2)]
-)
-def test_dropout_grows_with_the_passes_over_the_text(row, passes, rate, monkeypatch):
-    monkeypatch.setattr(auto, "SIZES", (SIZES[row],))
-    monkeypatch.setattr(auto, "choose_teachers", lambda *_: {})
-    tokens = 3 * 10**6
-    assert chosen_size(tokens, passes * tokens / SIZES[row].tokens_per_step)["hidden_dropout"] == rate
+# ---- The text ------------------------------------------------------------------------------------------------------
 
 
 def test_a_short_text_is_not_passed_over_more_often_in_more_time():
@@ -402,7 +264,7 @@ def small_size(loss: float, per_step: float, passes: float = math.inf, **fields)
 def open_settings(text_file, tmp_path, monkeypatch, measured):
     """A run of six seconds, in which two small models take a second for ten steps."""
     sizes = small_size(1.0, 0.0), small_size(3.1, 0.3, hidden_size=64)  # the lines meet at 1097 steps
-    monkeypatch.setattr(auto, "SIZES", sizes)
+    monkeypatch.setattr(sizes, "SIZES", sizes)
     return {
         "train_file": [str(text_file)],
         "output_dir": str(tmp_path / "run"),
@@ -421,7 +283,7 @@ def test_a_run_with_minutes_and_no_model_chooses_its_size(model, open_settings, 
     run = start_from(**open_settings, **model)
     assert "auto: 2 layers of width 32" in capsys.readouterr().out
     assert run.trainer.model.config.hidden_size == 32
-    assert run.facts["arguments"].items() >= {**auto.OPTIMIZER, "preset": "modern-1m"}.items()
+    assert run.facts["arguments"].items() >= {**sizes.OPTIMIZER, "preset": "modern-1m"}.items()
     assert run.args.training.max_steps == 48
     assert (run.args.training.lr_scheduler_type, run.args.training.lr_scheduler_kwargs) == ("linear", None)
     assert type(run.trainer.create_optimizer()).__name__ == "MuonWithAdamW"
@@ -431,24 +293,13 @@ def test_a_run_ends_before_its_time_if_the_text_is_short(open_settings, monkeypa
     run = start_from(**open_settings)
     tokens, per_step = run.facts["data"]["train_tokens"], run.data.tokens_per_step
     assert run.args.training.max_steps == 48
-    monkeypatch.setattr(auto, "LEAST_STEPS", 1)
-    monkeypatch.setattr(auto, "SIZES", (small_size(1.0, 0.0, passes=20 * per_step / tokens),))
+    monkeypatch.setattr(sizes, "LEAST_STEPS", 1)
+    monkeypatch.setattr(sizes, "SIZES", (small_size(1.0, 0.0, passes=20 * per_step / tokens),))
     assert start_from(**open_settings).args.training.max_steps == 20
     assert "because more would not help" in capsys.readouterr().out
     assert start_from(**open_settings).facts["budget"]["limited_by_text"]
     assert start_from(**open_settings, per_device_train_batch_size=6).args.training.max_steps == 40
     assert start_from(**open_settings, preset="modern-1m").args.training.max_steps == 48
-
-
-def test_a_very_short_text_is_still_learned():
-    assert SIZES[0].most_steps(tokens=1000, tokens_per_step=1536) == auto.LEAST_STEPS
-
-
-@pytest.mark.parametrize(("tokens", "context"), [(100, 32), (150, 64), (400, 128), (100_000, 256)])
-def test_the_context_of_a_new_model_fits_into_a_short_text(tokens, context):
-    _, chosen = choose({"minutes": 1.0}, Facts(tokens), lambda _: costs(0.01))
-    assert chosen["model_overrides"]["max_position_embeddings"] == context
-    assert ("short_context" in chosen) == (context > 64)
 
 
 def test_more_time_makes_a_larger_model(open_settings):
@@ -526,7 +377,7 @@ def test_a_resumed_run_keeps_its_size(open_settings, tmp_path, monkeypatch):
         Checkpoints.recorded_run(tmp_path / "run" / "checkpoint-24")["auto"]["model_overrides"].items() >= SMALL.items()
     )
     monkeypatch.setattr(train, "time_run", measures_again)
-    monkeypatch.setattr(auto, "SIZES", (small_size(1.0, 0.0, hidden_size=64),))  # another version's
+    monkeypatch.setattr(sizes, "SIZES", (small_size(1.0, 0.0, hidden_size=64),))  # another version's
     start_from(**open_settings).train()
     assert same_weights(tmp_path / "run", tmp_path / "whole")
 

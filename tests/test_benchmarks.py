@@ -190,6 +190,21 @@ def test_whole_runs_are_measured_and_drawn(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_both_roads_are_drawn_over_the_minutes(tmp_path, monkeypatch):
+    from benchmarks import picture
+
+    runs = {
+        "docs, 20 minutes, pretrained": {"bits_per_character": 1.2, "before": 1.4, "peak_gigabytes": 3.7},
+        "docs, 1 minutes, scratch": {"bits_per_character": 2.2, "before": None, "peak_gigabytes": 0.7},
+        "docs, 1 minutes, pretrained": {"bits_per_character": 1.3, "before": 1.4, "peak_gigabytes": 3.6},
+    }
+    picture.draw_roads(runs, tmp_path / "roads.png")
+    assert (tmp_path / "roads.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(table, "pretrained_records", lambda: iter([{"runs": runs}]))
+    rows = table.runs_table().splitlines()[2:]
+    assert rows == ["| docs | 1 | 1.400 | 1.300 | 2.200 | 3.6 / 0.7 |", "| docs | 20 | 1.400 | 1.200 |  | 3.7 |"]
+
+
 def test_a_time_budget_is_measured(text_file):
     from benchmarks import budgets
 

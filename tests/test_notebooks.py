@@ -1,7 +1,7 @@
 """The notebooks run from a clean kernel to the end, shortened by the variables that they read."""
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, save_base
 
 
 nbformat = pytest.importorskip("nbformat")
@@ -45,9 +45,11 @@ def test_the_tour_goes_from_text_to_a_push(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "tour" / "model.safetensors").exists()
 
 
-def test_fine_tuning_goes_from_the_hub_to_a_push(tmp_path, trained, monkeypatch):
-    printed = run("finetune_from_the_hub.ipynb", tmp_path, monkeypatch, GPTLITE_MODEL=str(trained), GPTLITE_STEPS="4")
-    for told in ("python-docs", "step 4/4", "model.safetensors"):
+def test_fine_tuning_goes_from_a_base_to_a_push(tmp_path, text_file, monkeypatch):
+    base = save_base(tmp_path / "base", "gpt_neox", text_file.read_text())
+    given = {"GPTLITE_MODEL": str(base), "GPTLITE_TEXT": f"--train_file={text_file}", "GPTLITE_MINUTES": "0.2"}
+    printed = run("finetune_from_the_hub.ipynb", tmp_path, monkeypatch, **given)
+    for told in ("fine-tuning all weights", "bits per character", "before,", "model.safetensors"):
         assert told in printed
 
 

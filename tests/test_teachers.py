@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers import interrupted, refused, same_weights, tiny_model, toy_run
 
-from modeling_gptlite.runs import auto, train
-from modeling_gptlite.runs.auto import SIZES, Facts, choose, resolve
+from modeling_gptlite.runs import auto, sizes, train
+from modeling_gptlite.runs.auto import Facts, resolve
 from modeling_gptlite.runs.resume import ResumeError
+from modeling_gptlite.runs.sizes import SIZES, choose
 from modeling_gptlite.runs.teachers import FOLDER, teacher_settings
 from modeling_gptlite.runs.train import start_from
 from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
@@ -249,7 +250,7 @@ def chosen_for(passes: float, tokens: int = 67_900, **settings) -> dict:
     """What is chosen if there is time for this many passes of the smallest size."""
     steps = passes * tokens / 1536
     found = costs(60 / steps, evaluation=0.0, forward=15 / steps)
-    return choose({"minutes": 1, **settings}, Facts(tokens), lambda _: found)[1]
+    return choose({"minutes": 1, **settings}, tokens, lambda _: found)[1]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_a_larger_model_has_fewer_passes_with_its_teachers():
         steps = 13_000 if json.loads(settings["model_overrides"])["hidden_size"] == 128 else 5_200
         return costs(60 / steps, evaluation=0.0, forward=15 / steps)
 
-    size, chosen = choose({"minutes": 1}, Facts(1_003_854), measure)
+    size, chosen = choose({"minutes": 1}, 1_003_854, measure)
     assert (size, chosen["teachers"]) == (SIZES[1], 1)
     assert chosen["teacher_overrides"]["max_steps"] == pytest.approx(2.5 * 1_003_854 / 1536, abs=1)
     assert chosen["weight_decay"] == 0.0
@@ -312,7 +313,7 @@ def test_teachers_that_are_given_take_as_many_steps_as_the_run(given):
 def test_most_of_the_time_must_be_left_for_steps():
     def choose_with(finish: float) -> dict:
         found = dataclasses.replace(costs(0.1, evaluation=0.0), finish=finish)
-        return choose({"minutes": 1.0}, Facts(600 * 1536 // 10), lambda _: found)[1]
+        return choose({"minutes": 1.0}, 600 * 1536 // 10, lambda _: found)[1]
 
     assert choose_with(6.0)["teachers"] == 1
     assert "teachers" not in choose_with(8.0)
@@ -330,8 +331,8 @@ def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, t
         return dataclasses.replace(costs(0.1, forward=0.01), evaluation=0.1, tokens_per_step=data.tokens_per_step)
 
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
-    monkeypatch.setattr(auto, "SIZES", (dataclasses.replace(SIZES[0], fields=fields),))
-    monkeypatch.setattr(auto, "PASSES_WITH_TEACHERS", 0.1)
+    monkeypatch.setattr(sizes, "SIZES", (dataclasses.replace(SIZES[0], fields=fields),))
+    monkeypatch.setattr(sizes, "PASSES_WITH_TEACHERS", 0.1)
     monkeypatch.setattr(train, "time_run", time_run)
     monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)
     open_settings = {name: settings[name] for name in ("train_file", "output_dir", "eval_sample_length")}
@@ -347,7 +348,7 @@ def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, t
 
 def test_what_is_given_holds_for_the_teachers_too():
     given = {"minutes": 1, "weight_decay": 0.7, "model_overrides": '{"hidden_dropout": 0.3, "hidden_size": 64}'}
-    resolved = auto.apply(chosen_for(60), given)
+    resolved = sizes.apply(chosen_for(60), given)
     assert resolved["teachers"] == 2
     (teacher, _) = teacher_settings(resolved)
     assert teacher["weight_decay"] == 0.7

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from helpers import call, interrupted, run_python, same_weights
+from helpers import call, interrupted, run_python, same_weights, save_base
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_gptlite.runs import auto, tuning
 from modeling_gptlite.runs.advice import suggest_base
@@ -16,7 +15,6 @@ from modeling_gptlite.runs.tuning import LORA_RANK, LORA_RATE, RATE, Base, choos
 from modeling_gptlite.training.arguments import ArgumentError
 from modeling_gptlite.training.timing import Costs
 from scripts import train
-from tokenization import build_char_tokenizer
 
 
 BASE, TOKENS = Base(longest=8192), 300_000
@@ -214,17 +212,6 @@ def test_a_short_text_from_scratch_ends_with_the_command_that_would_help(text):
 
 # ---- What comes of it ----------------------------------------------------------------------------------------------
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "vocab_size": 50_000,
-}
-
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
@@ -236,13 +223,8 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("bases")
-    tokenizer = build_char_tokenizer(text.read_text())
     for kind in ("llama", "gpt2", "qwen3", "gpt_neox"):
-        torch.manual_seed(0)
-        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        config = AutoConfig.for_model(kind, tie_word_embeddings=True, **SIZES, **ids)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder / kind)
-        tokenizer.save_pretrained(folder / kind)
+        save_base(folder / kind, kind, text.read_text())
     return folder
 
 
