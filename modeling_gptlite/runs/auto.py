@@ -16,7 +16,7 @@ from ..training.arguments import ArgumentError
 from ..training.hardware import compiling_pays
 from ..training.timing import Costs
 from . import tuning
-from .sizes import AUTO, Measure, apply, choose, chooses_size
+from .sizes import AUTO, Measure, Size, apply, choose, chooses_size
 from .steps import EVALUATION_SHARE, FITTED, MOST_STEPS, RESERVE, around_steps, fit, step_seconds, teacher_seconds
 from .teachers import teacher_settings
 
@@ -111,22 +111,31 @@ def resolve(
         return tune(resolved, facts, costs_of, elapsed, memory)
     lines = _describe(recorded)
     if "minutes" in settings:
-        costs, spent, most = costs_of(resolved), elapsed(), MOST_STEPS
-        teachers = teacher_settings(resolved)
-        if size is not None:
-            most = size.most_steps(facts.train_tokens, costs.tokens_per_step, bool(teachers))
-        taught = fitting = costs.taught_by(len(teachers))
-        if teachers and "max_steps" in teachers[0]:
-            spent += len(teachers) * teacher_seconds(costs, teachers[0])
-        elif teachers:  # each takes as many steps as the run itself
-            spent += len(teachers) * around_steps(costs)
-            fitting = taught.with_steps_of(len(teachers), costs)
-        resolved |= (fitted := fit(fitting, resolved, most, spent))
-        recorded["seconds_per_step"] = step_seconds(taught, resolved)
-        if is_limited := fitted["max_steps"] == most:
-            recorded["limited_by_text"] = True
-        lines += (_time(settings, fitted["max_steps"], recorded["seconds_per_step"], is_limited),)
+        fitted, counted = _fill(resolved, facts.train_tokens, size, costs_of(resolved), elapsed())
+        resolved, recorded = {**resolved, **fitted}, {**recorded, **counted}
+        is_limited = counted.get("limited_by_text", False)
+        lines += (_time(settings, fitted["max_steps"], counted["seconds_per_step"], is_limited),)
     return Resolved(resolved, recorded, lines)
+
+
+def _fill(
+    settings: Mapping[str, Any], tokens: int, size: Size | None, costs: Costs, elapsed: float
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The steps that fill the minutes, with the teachers, as far as more help; and what a checkpoint records."""
+    teachers, most = teacher_settings(settings), MOST_STEPS
+    if size is not None:
+        most = size.most_steps(tokens, costs.tokens_per_step, bool(teachers))
+    taught = fitting = costs.taught_by(len(teachers))
+    if teachers and "max_steps" in teachers[0]:
+        elapsed += len(teachers) * teacher_seconds(costs, teachers[0])
+    elif teachers:  # each takes as many steps as the run itself
+        elapsed += len(teachers) * around_steps(costs)
+        fitting = taught.with_steps_of(len(teachers), costs)
+    fitted = fit(fitting, settings, most, elapsed)
+    counted: dict[str, Any] = {"seconds_per_step": step_seconds(taught, settings)}
+    if fitted["max_steps"] == most:
+        counted["limited_by_text"] = True
+    return fitted, counted
 
 
 def _time(settings: Mapping[str, Any], steps: int, seconds: float, is_limited: bool) -> str:
