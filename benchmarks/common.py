@@ -7,6 +7,7 @@ its own and no cache carries over to the next one.
 
 import importlib.util
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -87,22 +88,35 @@ def ratios(results: dict, figure: str, pairs: list[tuple[str, str]]) -> dict[str
     return table
 
 
-def cpu_facts() -> dict[str, str | bool]:
+ZEN = {25: "zen4", 26: "zen5"}  # AMD's families that multiply bf16; the later one is twice as fast
+
+
+def cpu_facts() -> dict[str, str | bool | None]:
     """The instructions that decide how fast a CPU multiplies, and which of them PyTorch uses (its `capability`)."""
     return {
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16": torch.cpu._is_avx512_bf16_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
         "vnni": torch.cpu._is_vnni_supported(),
+        "zen": amd_core(),
     }
 
 
+def amd_core(path: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The generation of an AMD processor in `ZEN`; its name does not say it on a virtual machine."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(r"vendor_id\s*: AuthenticAMD\ncpu family\s*: (\d+)", text)
+    return ZEN.get(int(found[1])) if found else None
+
+
 def cpu_kind() -> str:
-    """What a record's name ends with, so that each kind of CPU keeps its own: "avx2", "avx512", "avx512-bf16", ..."""
+    """What a record's name ends with, so that each kind of CPU keeps its own: "avx2", "avx512-bf16-zen5", ..."""
     facts = cpu_facts()
     kind = str(facts["capability"]).lower()
-    matrices = "-amx" if facts["amx"] else "-bf16" if facts["bf16"] else ""
-    return kind + matrices if kind.startswith("avx512") else kind
+    if not kind.startswith("avx512"):
+        return kind
+    core = f"-{facts['zen']}" if facts["bf16"] and facts["zen"] else ""
+    return kind + ("-amx" if facts["amx"] else "-bf16" if facts["bf16"] else "") + core
 
 
 def record(name: str, what: str, folder: Path = RESULTS, **fields) -> None:

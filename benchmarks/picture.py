@@ -3,6 +3,7 @@
 python -m benchmarks.picture   # updates docs/images/loss_over_time.png and docs/images/fine_tuning.png
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def draw(by_kind: dict[str, dict], path: Path) -> None:
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(by_kind), sharey=True, squeeze=False)[0]
     for axes, (kind, record) in zip(panels, by_kind.items(), strict=True):
-        ours, others = iter(COLORS), iter(OTHERS)
+        ours, others = itertools.cycle(COLORS), itertools.cycle(OTHERS)
         for name, curve in record["curves"].items():
             color = next(others) if "GPT" in name else next(ours)
             seconds, losses = zip(*curve, strict=True)
@@ -85,4 +86,4 @@ def draw_roads(runs: dict[str, dict], path: Path) -> None:
 
 if __name__ == "__main__":
     draw(curves(), IMAGES / "loss_over_time.png")
-    draw_roads(next(pretrained_records())["runs"], IMAGES / "fine_tuning.png")
+    draw_roads(next(record["runs"] for record in pretrained_records() if "runs" in record), IMAGES / "fine_tuning.png")

@@ -54,7 +54,8 @@ SHORT = [
 GPU_FIGURES = ("validation_loss", "training_seconds", "tokens_per_second", "model_flops_utilisation", "bit_identical")
 
 # The ending of a record's name is the kind of CPU
-MACHINES = sorted({path.stem.removeprefix("generate_speed") for path in RESULTS.glob("generate_speed*.json")})
+NAMES = "generate_speed", "time_to_loss"
+MACHINES = sorted({path.stem.removeprefix(name) for name in NAMES for path in RESULTS.glob(f"{name}*.json")})
 
 
 def load(name: str, machine: str) -> dict:
@@ -63,8 +64,8 @@ def load(name: str, machine: str) -> dict:
 
 
 def describe(machine: str) -> str:
-    environment = load("generate_speed", machine)["environment"]
-    return environment["hardware"] + machine.replace("-", ", ", 1)
+    found = (load(name, machine).get("environment") for name in NAMES)
+    return next(environment["hardware"] for environment in found if environment) + machine.replace("-", ", ", 1)
 
 
 def rows(machine: str) -> Iterator[tuple[str, str, str, str, str]]:
@@ -123,11 +124,11 @@ def readme_table() -> str:
         "tokens per second | compared with | ours | theirs | ratio",
         [(what, shown, *found[what, shown]) for what, shown in SHORT],
     )
-    runs = {name: (seconds, loss) for name, seconds, loss in loss_rows(machine)}
-    lines += markdown(
-        "whole run | time | validation loss",
-        [(name, *runs[name]) for name in ("`quickstart`", "nanoGPT's CPU example")],
-    )
+    newest = max(MACHINES, key=lambda machine: load("time_to_loss", machine).get("environment", {}).get("date", ""))
+    runs = {name: (seconds, loss) for name, seconds, loss in loss_rows(newest)}
+    shown = [name for name in ("`sprint`", "`quickstart`", "`record`", "nanoGPT's CPU example") if name in runs]
+    lines += [f"Whole runs on {describe(newest)}:", ""]
+    lines += markdown("whole run | time | validation loss", [(name, *runs[name]) for name in shown])
     head = f"On {describe(machine)}, with torch {versions['torch']} and transformers {versions['transformers']}:"
     return "\n".join([head, "", *lines, gpu_table()])
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import common
@@ -26,6 +27,9 @@ NANOGPT_ON_A_CPU = """config/train_shakespeare_char.py --device=cpu --compile=Fa
     --dropout=0.0"""
 
 GPT2 = "transformers' GPT-2"
+# What a run would choose otherwise, because it takes the weights for those of a pretrained model
+UNTRAINED = ["--freeze_embeddings=false", "--eval_on_start=false", "--per_device_eval_batch_size=64"]
+UNTRAINED += ["--eval_sample_length=64", "--sample_length=500"]
 
 
 def run_nanogpt(checkout: str, flags: str, limit: float = math.inf) -> dict:
@@ -55,7 +59,7 @@ def evaluate_nanogpt(checkout: str, checkpoint: str) -> dict:
     import torch
 
     from modeling_gptlite.data.windows import EvaluationWindows
-    from modeling_gptlite.training.metrics import mean_loss, window_losses
+    from modeling_gptlite.training.metrics import mean_loss, token_losses, window_losses
 
     module = common.load_nanogpt(checkout)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,7 +74,7 @@ def evaluate_nanogpt(checkout: str, checkpoint: str) -> dict:
             batch = windows.__getitems__(list(range(first, min(first + 64, len(windows)))))
             inputs, targets = batch["input_ids"].to(device), batch["shift_labels"].to(device)
             logits, _ = model(inputs, inputs)  # targets, to get all logits
-            per_window.append(window_losses(logits, targets))
+            per_window.append(window_losses(*token_losses(logits, targets), targets))
     return {"validation_loss": mean_loss(per_window)}
 
 
@@ -98,7 +102,7 @@ def run_gpt2(seed: int) -> dict:
     """transformers' GPT-2 of the same size, with nanoGPT's settings and this package's Trainer."""
     with tempfile.TemporaryDirectory() as folder:
         common.in_a_process("benchmarks.time_to_loss", "--write_gpt2", folder)
-        return run_recipe("nanogpt_cpu", seed, "--model_name_or_path", folder)
+        return run_recipe("nanogpt_cpu", seed, "--model_name_or_path", folder, *UNTRAINED)
 
 
 def write_gpt2(folder: str, dataset: str = "tinyshakespeare") -> dict:
@@ -146,7 +150,8 @@ def main():
     measures = {name: (lambda name=name: measure(name)) for name in runs}
     results = common.measure_in_turn(measures, options.rounds)
     table = common.ratios(results, "seconds", [(name, "nanoGPT") for name in options.recipes])
-    name, parts = f"time_to_loss-{common.cpu_kind()}", {"results": results, "ratios": table, "curves": curves}
+    name, now = f"time_to_loss-{common.cpu_kind()}", datetime.now(UTC).isoformat(timespec="seconds")
+    parts = {"results": results, "ratios": table, "curves": curves, "measured": dict.fromkeys(runs, now)}
     before = common.recorded(name)
     together = {part: {**before.get(part, {}), **figures} for part, figures in parts.items()}
     common.record(name, "whole runs: seconds, and the final validation loss", **together)

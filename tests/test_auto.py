@@ -263,8 +263,8 @@ def small_size(loss: float, per_step: float, passes: float = math.inf, **fields)
 @pytest.fixture
 def open_settings(text_file, tmp_path, monkeypatch, measured):
     """A run of six seconds, in which two small models take a second for ten steps."""
-    sizes = small_size(1.0, 0.0), small_size(3.1, 0.3, hidden_size=64)  # the lines meet at 1097 steps
-    monkeypatch.setattr(sizes, "SIZES", sizes)
+    pair = small_size(1.0, 0.0), small_size(3.1, 0.3, hidden_size=64)  # the lines meet at 1097 steps
+    monkeypatch.setattr(sizes, "SIZES", pair)
     return {
         "train_file": [str(text_file)],
         "output_dir": str(tmp_path / "run"),
@@ -353,6 +353,11 @@ def test_another_optimizer_has_its_own_rates(open_settings):
         run.args.training.muon_momentum_warmup,
     ) == (1e-3, 0.1, 0.0)
     assert chosen(run)["hidden_size"] == 32
+
+
+def test_the_optimizer_that_would_be_chosen_has_the_chosen_rates(open_settings):
+    args = start_from(**open_settings, optimizer="muon").args.training
+    assert (args.learning_rate, args.muon_momentum_warmup, args.lr_scheduler_type) == (6e-3, 1.0, "linear")
 
 
 def test_auto_needs_minutes(text_file, tmp_path, capsys):

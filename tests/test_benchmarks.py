@@ -32,9 +32,10 @@ def test_a_record_names_what_was_measured_and_where(path):
     ("facts", "kind"),
     [
         ({"capability": "AVX2", "bf16": True, "amx": True}, "avx2"),  # what PyTorch does not use does not count
-        ({"capability": "AVX512", "bf16": False, "amx": False}, "avx512"),
-        ({"capability": "AVX512", "bf16": True, "amx": False}, "avx512-bf16"),
-        ({"capability": "AVX512", "bf16": True, "amx": True}, "avx512-amx"),
+        ({"capability": "AVX512", "bf16": False, "amx": False, "zen": None}, "avx512"),
+        ({"capability": "AVX512", "bf16": True, "amx": False, "zen": None}, "avx512-bf16"),
+        ({"capability": "AVX512", "bf16": True, "amx": False, "zen": "zen5"}, "avx512-bf16-zen5"),
+        ({"capability": "AVX512", "bf16": True, "amx": True, "zen": None}, "avx512-amx"),
     ],
 )
 def test_a_record_is_named_after_the_kind_of_cpu(facts, kind, monkeypatch):
@@ -46,7 +47,22 @@ def test_a_record_says_what_the_cpu_can_do(tmp_path):
     common.record("speed", "what", tmp_path)
     cpu = json.loads((tmp_path / "speed.json").read_text())["environment"]["cpu"]
     assert cpu == common.cpu_facts()
-    assert cpu.keys() == {"capability", "bf16", "amx", "vnni"}
+    assert cpu.keys() == {"capability", "bf16", "amx", "vnni", "zen"}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "zen"),
+    [
+        ("AuthenticAMD", 25, "zen4"),
+        ("AuthenticAMD", 26, "zen5"),
+        ("AuthenticAMD", 23, None),
+        ("GenuineIntel", 25, None),
+    ],
+)
+def test_the_generation_of_an_amd_processor_is_known(vendor, family, zen, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\n")
+    assert common.amd_core(tmp_path / "cpuinfo") == zen
+    assert common.amd_core(tmp_path / "missing") is None
 
 
 def test_the_page_has_a_section_for_each_machine(tmp_path, monkeypatch):
@@ -57,6 +73,7 @@ def test_the_page_has_a_section_for_each_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     monkeypatch.setattr(table, "MACHINES", [known, "-new"])
     first, second = table.page_tables().split("## ")[1:]
+    assert second.startswith(first.split(",")[0] + ", new\n")
     assert "| generation" in first
     assert "| training" in first
     assert "| generation" in second
@@ -143,6 +160,34 @@ def test_a_part_ends_at_its_time_limit():
     results = dict(gpu.measurements(broken_part, 0.1, argparse.Namespace()))
     assert results == {"start of the process": {"stopped": "at the time limit"}}
     assert time.perf_counter() - began < 60
+
+
+def test_a_nanogpt_is_evaluated_as_every_model(tmp_path, monkeypatch):
+    (tmp_path / "model.py").write_text(
+        """
+import torch
+
+class GPTConfig:
+    def __init__(self, block_size, vocab_size):
+        self.block_size, self.vocab_size = block_size, vocab_size
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.table = config, torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, ids, targets=None):
+        return self.table(ids), None
+"""
+    )
+    ids = torch.randint(5, (1000,), generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(5, 5)
+    saved = {"model_args": {"block_size": 16, "vocab_size": 5}, "model": {"_orig_mod.table.weight": weight}}
+    torch.save(saved, tmp_path / "ckpt.pt")
+    monkeypatch.setattr(common, "corpus_ids", lambda: (None, ids.numpy()))
+    found = time_to_loss.evaluate_nanogpt(str(tmp_path), str(tmp_path / "ckpt.pt"))
+    expected = torch.nn.functional.cross_entropy(weight[ids[:-1]], ids[1:]).item()
+    assert found["validation_loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_nanogpt_is_ended_at_its_time_limit(tmp_path, monkeypatch):

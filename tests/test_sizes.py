@@ -10,14 +10,14 @@ from modeling_gptlite.runs.sizes import SIZES, choose
 from modeling_gptlite.training.timing import Costs
 
 
-def costs(step: float) -> Costs:
-    return Costs(0.0, step, step, evaluation=1.0, checkpoint=0.0, tokens_per_step=1536)
+def costs(step: float, tokens_per_step: int = 1536) -> Costs:
+    return Costs(0.0, step, step, evaluation=1.0, checkpoint=0.0, tokens_per_step=tokens_per_step)
 
 
-def chosen_size(tokens: int, *steps: float) -> dict:
+def chosen_size(tokens: int, *steps: float, tokens_per_step: int = 1536) -> dict:
     """What is chosen if the models of the table take this many steps in a minute, the smallest first."""
     measured = iter(steps)
-    _, chosen = choose({"minutes": 1}, tokens, lambda _: costs(60 / next(measured)))
+    _, chosen = choose({"minutes": 1}, tokens, lambda _: costs(60 / next(measured), tokens_per_step))
     return chosen["model_overrides"]
 
 
@@ -94,7 +94,9 @@ def test_dropout_grows_with_the_passes_over_the_text(row, passes, rate, monkeypa
     monkeypatch.setattr(sizes, "SIZES", (SIZES[row],))
     monkeypatch.setattr(sizes, "choose_teachers", lambda *_: {})
     tokens = 3 * 10**6
-    assert chosen_size(tokens, passes * tokens / SIZES[row].tokens_per_step)["hidden_dropout"] == rate
+    for tokens_per_step in (SIZES[row].tokens_per_step, 384):
+        steps = passes * tokens / tokens_per_step
+        assert chosen_size(tokens, steps, tokens_per_step=tokens_per_step)["hidden_dropout"] == rate
 
 
 def test_a_very_short_text_is_still_learned():

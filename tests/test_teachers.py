@@ -96,6 +96,12 @@ def test_a_teacher_is_the_same_run_with_another_seed_and_what_is_overridden():
     assert one.keys().isdisjoint({"minutes", "teachers", "teacher_overrides"})
     assert [Path(each["output_dir"]) for each in (one, other)] == [Path("here/teachers/1"), Path("here/teachers/2")]
     assert (one["seed"], other["seed"]) == (43, 44)
+    (alike, _) = teacher_settings({**settings, "teacher_overrides": "{}", "warmup_steps": 0.1})
+    assert (alike["max_steps"], alike["warmup_steps"]) == (900, 0.1)
+    given = '{"max_steps": "90", "warmup_steps": 30, "model_overrides": "{\\"hidden_dropout\\": 0.2}"}'
+    (teacher, _) = teacher_settings({**settings, "teacher_overrides": given})
+    assert (teacher["max_steps"], teacher["warmup_steps"]) == (90, 30)
+    assert json.loads(teacher["model_overrides"])["hidden_dropout"] == 0.2
     assert teacher_settings({**settings, "teachers": 0}) == []
 
 
@@ -109,6 +115,11 @@ def test_a_teacher_is_the_same_run_with_another_seed_and_what_is_overridden():
         (["--teachers=1", "--teacher_overrides={"], "--teacher_overrides must be a JSON object of settings"),
         (["--teachers=1", '--teacher_overrides={"max_step": 3}'], "unknown setting 'max_step'"),
         (["--teachers=1", '--teacher_overrides={"weight_decay": -3}'], "weight_decay"),
+        (["--teachers=1", '--teacher_overrides={"max_steps": "many"}'], "max_steps"),
+        (["--teachers=1", '--teacher_overrides={"model_overrides": [1]}'], "must be a JSON object of settings"),
+        (["--teachers=1", '--teacher_overrides={"teachers": 2}'], "--teacher_overrides cannot set teachers"),
+        (["--teachers=1", '--teacher_overrides={"train_file": "x"}'], "--teacher_overrides cannot set train_file"),
+        (["--max_steps=5", "--teacher_overrides={}"], "--teacher_overrides needs --teachers"),
     ],
 )
 def test_teachers_that_cannot_be_trained_are_refused(flags, told, text_file, tmp_path, capsys):
@@ -255,7 +266,7 @@ def chosen_for(passes: float, tokens: int = 67_900, **settings) -> dict:
 
 @pytest.mark.parametrize(
     ("passes", "teachers", "each"),
-    [(5.9, 0, 0), (6.1, 1, 1.74), (9, 1, 2.6), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)],
+    [(5.9, 0, 0), (9, 1, 2.6), (17.5, 1, 5), (34, 1, 9.7), (51, 2, 10), (66, 3, 10), (999, 8, 10)],
 )
 def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
     chosen = chosen_for(passes)
@@ -266,6 +277,12 @@ def test_teachers_are_as_many_as_there_is_time_for(passes, teachers, each):
         dropout, decay = SIZES[0].regularize(each)
         overrides = chosen["teacher_overrides"]
         assert (overrides["model_overrides"], overrides["weight_decay"]) == ({"hidden_dropout": dropout}, decay)
+
+
+def test_teachers_are_for_a_text_that_is_short_for_the_time_and_not_too_short():
+    assert "teachers" not in chosen_for(5.9, tokens=500_000)
+    assert chosen_for(6.1, tokens=500_000)["teachers"] == 1
+    assert "teachers" not in chosen_for(999, tokens=15_000)  # ten passes are less than a hundred steps
 
 
 def test_a_larger_model_has_fewer_passes_with_its_teachers():
@@ -284,7 +301,7 @@ def test_there_are_none_where_something_else_is_given(given):
     assert "teachers" not in chosen_for(60, **given)
 
 
-@pytest.mark.parametrize(("minutes", "elapsed", "count"), [(10.0, 0, 7), (10.0, 300, 3), (2.0, 0, 1)])
+@pytest.mark.parametrize(("minutes", "elapsed", "count"), [(10.0, 0, 7), (10.0, 300, 3), (2.0, 0, 1), (1.0, 0, 1)])
 def test_the_time_of_the_teachers_is_part_of_the_minutes(minutes, elapsed, count):
     measured, found = [], costs(0.1, forward=0.02, finish=2.0)
     facts = Facts(67_900)
@@ -296,18 +313,54 @@ def test_the_time_of_the_teachers_is_part_of_the_minutes(minutes, elapsed, count
     assert len(teachers) == count
     assert 0.9 * 60 * minutes < elapsed + len(teachers) * one + last < 60 * minutes
     assert any("trained first" in line for line in resolved.lines)
-    assert len(measured) == 1  # teachers do not make it another candidate
+    dropouts = [json.loads(each["model_overrides"])["hidden_dropout"] for each in measured]
+    theirs = json.loads(teachers[0]["model_overrides"])["hidden_dropout"]
+    assert dropouts == ([0.0] if minutes == 1 else [0.0, theirs])  # teachers are timed with theirs, the run without
 
 
-@pytest.mark.parametrize("given", [{}, {"preset": "modern-1m"}])
-def test_teachers_that_are_given_take_as_many_steps_as_the_run(given):
+def test_teachers_of_a_preset_take_as_many_steps_as_the_run():
     found = costs(0.1, forward=0.02, finish=2.0)
-    resolved = resolve({"minutes": 5.0, "teachers": 2, **given}, Facts(10**6), lambda _: found)
+    resolved = resolve({"minutes": 5.0, "teachers": 2, "preset": "modern-1m"}, Facts(10**6), lambda _: found)
     steps, interval = resolved.settings["max_steps"], resolved.settings["eval_steps"]
     assert [each["max_steps"] for each in teacher_settings(resolved.settings)] == [steps, steps]
     around = 2 * (2 * 1.0 + 2.0) + steps / interval * 1.0 + 2.0
     assert 0.95 * 300 < steps * (3 * 0.1 + 2 * 0.02) + around < 300
     assert resolved.recorded["seconds_per_step"] == pytest.approx(0.14)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_steps_of_teachers_are_chosen_for_the_number_that_is_given(count):
+    found = costs(0.1, forward=0.02, finish=2.0)
+    resolved = resolve({"minutes": 5.0, "teachers": count}, Facts(500_000), lambda _: found)
+    teachers, steps = teacher_settings(resolved.settings), resolved.settings["max_steps"]
+    assert len(teachers) == count
+    assert teachers[0]["max_steps"] < steps
+    assert json.loads(resolved.settings["model_overrides"])["hidden_dropout"] == 0.0
+    around = count * (2 * 1.0 + 2.0) + steps / resolved.settings["eval_steps"] * 1.0 + 2.0
+    assert 0.9 * 300 < count * teachers[0]["max_steps"] * 0.1 + steps * (0.1 + count * 0.02) + around < 300
+    assert f"trained first, in {teachers[0]['max_steps']:,} steps" in resolved.lines[1]
+    assert "the text is short" not in resolved.lines[1]
+
+
+def test_many_teachers_leave_no_time_for_a_larger_model():
+    def measure(settings):
+        return costs(0.05 if json.loads(settings["model_overrides"])["hidden_size"] == 128 else 0.12)
+
+    def width(count: int) -> int:
+        return choose({"minutes": 10, "teachers": count}, 1_003_854, measure)[0].fields["hidden_size"]
+
+    assert (width(0), width(8)) == (192, 128)
+
+
+def test_teachers_that_take_longer_are_timed_for_themselves():
+    def measure(settings):
+        return costs(1.0 if "modern-10m" in settings["preset"] else 0.1, finish=2.0)
+
+    given = {"minutes": 10.0, "teachers": 2, "preset": "modern-1m"}
+    resolved = resolve(
+        {**given, "teacher_overrides": '{"preset": "modern-10m", "max_steps": 100}'}, Facts(10**7), measure
+    )
+    assert 3000 < resolved.settings["max_steps"] < 4000  # of 600 seconds, 200 and more are the teachers'
 
 
 def test_most_of_the_time_must_be_left_for_steps():
@@ -333,6 +386,7 @@ def test_a_run_with_minutes_on_a_short_text_has_teachers_and_resumes(settings, t
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
     monkeypatch.setattr(sizes, "SIZES", (dataclasses.replace(SIZES[0], fields=fields),))
     monkeypatch.setattr(sizes, "PASSES_WITH_TEACHERS", 0.1)
+    monkeypatch.setattr(sizes, "LEAST_STEPS", 1)
     monkeypatch.setattr(train, "time_run", time_run)
     monkeypatch.setattr(train.Measure, "elapsed", lambda _: 0.0)
     open_settings = {name: settings[name] for name in ("train_file", "output_dir", "eval_sample_length")}
@@ -354,6 +408,17 @@ def test_what_is_given_holds_for_the_teachers_too():
     assert teacher["weight_decay"] == 0.7
     fields = json.loads(teacher["model_overrides"])
     assert (fields["hidden_dropout"], fields["hidden_size"]) == (0.3, 64)
+
+
+def test_what_is_overridden_replaces_only_that():
+    overrides = {"learning_rate": 0.004, "model_overrides": {"hidden_dropout": 0.3}}
+    chosen = chosen_for(60)
+    resolved = sizes.apply(chosen, {"minutes": 1, "teacher_overrides": json.dumps(overrides)})
+    (teacher, _) = teacher_settings(resolved)
+    assert teacher["max_steps"] == chosen["teacher_overrides"]["max_steps"]
+    assert (teacher["learning_rate"], teacher["weight_decay"]) == (0.004, 2.0)
+    assert json.loads(teacher["model_overrides"])["hidden_dropout"] == 0.3
+    assert resolved["learning_rate"] == 6e-3
 
 
 def test_larger_sizes_have_no_teachers():

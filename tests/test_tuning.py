@@ -93,6 +93,11 @@ def test_what_is_given_is_not_chosen():
     assert "freeze_embeddings" not in chosen
 
 
+@pytest.mark.parametrize("given", [{"min_learning_rate_ratio": 0.05}, {"lr_scheduler_kwargs": {"min_lr_rate": 0.05}}])
+def test_a_floor_of_the_rate_keeps_the_default_schedule(given):
+    assert "lr_scheduler_type" not in tune({**MODEL, **given}, BASE, TOKENS, enough)
+
+
 def test_steps_grow_where_there_is_time_for_many():
     chosen = tune(MODEL, BASE, TOKENS, enough)
     assert [spread(chosen, steps) for steps in (10, 399, 400, 1000, 10**6)] == [1, 1, 2, 5, 10]
@@ -133,7 +138,8 @@ def test_a_short_text_is_read_twice():
         ({"gradient_accumulation_steps": 4}, {"max_steps": 48, "gradient_accumulation_steps": 4, "eval_steps": 12}),
         ({"num_train_epochs": 1.0}, {"max_steps": 100, "gradient_accumulation_steps": 1, "eval_steps": 25}),
         ({"max_steps": 30}, {"max_steps": 30, "gradient_accumulation_steps": 1, "eval_steps": 7}),
-        ({"max_steps": 30, "eval_steps": 10}, {"max_steps": 30, "eval_steps": 10}),
+        ({"max_steps": 30, "eval_steps": 10}, {"max_steps": 30, "eval_steps": 10, "save_steps": 10}),
+        ({"max_steps": 30, "save_steps": 5}, {"max_steps": 30, "eval_steps": 5, "save_steps": 5}),
     ],
 )
 def test_steps_that_are_given_are_taken(given, steps):

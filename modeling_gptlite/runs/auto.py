@@ -17,12 +17,13 @@ from ..training.hardware import compiling_pays
 from ..training.timing import Costs
 from . import tuning
 from .sizes import AUTO, Measure, Size, apply, choose, chooses_size
-from .steps import EVALUATION_SHARE, FITTED, MOST_STEPS, RESERVE, around_steps, fit, step_seconds, teacher_seconds
-from .teachers import teacher_settings
+from .steps import EVALUATION_SHARE, FITTED, MOST_STEPS, RESERVE, fit, step_seconds
+from .teachers import around_steps, teacher_seconds, teacher_settings, timed_as
 
 
 TUNED = "tuned"  # in the record of a run: how to fine-tune, as it was chosen
-UNTIMED = ("weight_decay", "teachers", "teacher_overrides")  # settings without which a run is timed
+# Settings without which a run is timed
+UNTIMED = ("max_steps", "warmup_steps", "weight_decay", "teachers", "teacher_overrides")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def check(settings: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` if settings contradict the minutes, or need them."""
     if settings.get("preset") == AUTO and "minutes" not in settings:
         raise ArgumentError("--preset auto needs --minutes: the size that suits a run depends on its time")
+    if "teacher_overrides" in settings and "teachers" not in settings and not chooses_size(settings):
+        raise ArgumentError("--teacher_overrides needs --teachers, or --minutes without a model")
     for name in ("max_steps", "num_train_epochs"):
         if "minutes" in settings and name in settings:
             raise ArgumentError(f"give either --minutes or --{name}, not both: each determines the number of steps")
@@ -109,9 +112,9 @@ def resolve(
         resolved["torch_compile"] = compiling_pays(seconds)
     if facts.base is not None:
         return tune(resolved, facts, costs_of, elapsed, memory)
-    lines = _describe(recorded)
+    lines = _describe(resolved, recorded)
     if "minutes" in settings:
-        fitted, counted = _fill(resolved, facts.train_tokens, size, costs_of(resolved), elapsed())
+        fitted, counted = _fill(resolved, facts.train_tokens, size, costs_of, elapsed)
         resolved, recorded = {**resolved, **fitted}, {**recorded, **counted}
         is_limited = counted.get("limited_by_text", False)
         lines += (_time(settings, fitted["max_steps"], counted["seconds_per_step"], is_limited),)
@@ -119,19 +122,21 @@ def resolve(
 
 
 def _fill(
-    settings: Mapping[str, Any], tokens: int, size: Size | None, costs: Costs, elapsed: float
+    settings: Mapping[str, Any], tokens: int, size: Size | None, measure: Measure, elapsed: Callable[[], float]
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """The steps that fill the minutes, with the teachers, as far as more help; and what a checkpoint records."""
-    teachers, most = teacher_settings(settings), MOST_STEPS
+    teachers, costs, most = teacher_settings(settings), measure(settings), MOST_STEPS
     if size is not None:
         most = size.most_steps(tokens, costs.tokens_per_step, bool(teachers))
-    taught = fitting = costs.taught_by(len(teachers))
+    each = measure(timed_as(settings)) if teachers else costs
+    taught = fitting = costs.taught_by(len(teachers), each)
+    spent = elapsed()
     if teachers and "max_steps" in teachers[0]:
-        elapsed += len(teachers) * teacher_seconds(costs, teachers[0])
+        spent += len(teachers) * teacher_seconds(each, teachers[0])
     elif teachers:  # each takes as many steps as the run itself
-        elapsed += len(teachers) * around_steps(costs)
-        fitting = taught.with_steps_of(len(teachers), costs)
-    fitted = fit(fitting, settings, most, elapsed)
+        spent += len(teachers) * around_steps(each)
+        fitting = taught.with_steps_of(len(teachers), each)
+    fitted = fit(fitting, settings, most, spent)
     counted: dict[str, Any] = {"seconds_per_step": step_seconds(taught, settings)}
     if fitted["max_steps"] == most:
         counted["limited_by_text"] = True
@@ -160,7 +165,7 @@ def resume(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Resolved:
         resolved["torch_compile"] = bool(run.get("torch_compile"))
     if "minutes" in settings:
         resolved |= {name: run[name] for name in FITTED if name in run and name not in resolved}
-    return Resolved(resolved, recorded, _describe(recorded))
+    return Resolved(resolved, recorded, _describe(resolved, recorded))
 
 
 def budget(resolved: Resolved) -> dict[str, Any]:
@@ -174,18 +179,18 @@ def budget(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _describe(recorded: Mapping[str, Any]) -> tuple[str, ...]:
+def _describe(settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> tuple[str, ...]:
     """The size that was chosen, and the teachers, in words."""
     if AUTO not in recorded:
         return ()
-    chosen = recorded[AUTO]
-    fields, teachers = chosen["model_overrides"], chosen.get("teachers", 0)
+    fields = json.loads(settings["model_overrides"])
     dropout = f", dropout {fields['hidden_dropout']}" if fields["hidden_dropout"] else ""
     lines = [f"auto: {fields['num_hidden_layers']} layers of width {fields['hidden_size']}{dropout}"]
-    if teachers:
-        what = f"{teachers} teachers are" if teachers > 1 else "a teacher is"
-        steps = chosen["teacher_overrides"]["max_steps"]
-        lines.append(f"the text is short for the time: {what} trained first, in {steps:,} steps, to learn from")
+    if "teacher_overrides" in recorded[AUTO]:
+        why = "the text is short for the time: " if "teachers" in recorded[AUTO] else ""
+        what = f"{settings['teachers']} teachers are" if settings["teachers"] > 1 else "a teacher is"
+        steps = json.loads(settings["teacher_overrides"])["max_steps"]
+        lines.append(f"{why}{what} trained first, in {steps:,} steps, to learn from")
     return tuple(lines)
 
 
@@ -212,6 +217,8 @@ def tune(
     is_given = bool(settings.keys() & {"gradient_accumulation_steps", "max_steps"})
     accumulated = 1 if is_given else tuning.spread(tuned, steps)
     fitted = {"gradient_accumulation_steps": accumulated, **tuning.intervals(int(steps / accumulated), evaluations)}
+    if given := settings.keys() & {"eval_steps", "save_steps"}:  # the best weights are saved where they are evaluated
+        fitted["eval_steps"] = fitted["save_steps"] = settings[given.pop()]
     chosen |= {name: value for name, value in fitted.items() if name not in settings}
     resolved = {**chosen, **settings}
     lines: tuple[str, ...] = (tuning.describe(resolved, chosen),)

@@ -25,9 +25,10 @@ RECIPES = next(folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "re
 ALTERNATIVES = (
     # First, because the minutes also replace intervals that suit another number of steps, and the next group does not.
     (("minutes",), ("max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps")),
-    (("max_steps", "num_train_epochs", "minutes"), ()),
+    (("max_steps", "num_train_epochs", "minutes"), ("teacher_overrides",)),
     (("train_file", "dataset"), ("dataset_config", "text_column", "streaming")),
     (("preset", "model_name_or_path"), ("model_overrides",)),
+    (("model_name_or_path",), ("teachers", "teacher_overrides")),
     (("optimizer",), ("muon_momentum_warmup",)),
 )
 

@@ -6,7 +6,7 @@ model_args, data_args, training_args = parse(settings)
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple, NoReturn
 
@@ -180,6 +180,12 @@ def parse(settings: Mapping[str, Any]) -> Arguments:
         except (ValueError, TypeError) as error:
             raise ArgumentError(" ".join(str(error).split())) from error
     return Arguments(*groups)
+
+
+def left_open(chosen: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """What was chosen for settings that are not given. A floor of the learning rate means the default schedule."""
+    taken = {*given, *(("lr_scheduler_type",) if {"lr_scheduler_kwargs", "min_learning_rate_ratio"} & {*given} else ())}
+    return {name: value for name, value in chosen.items() if name not in taken}
 
 
 class _Parser(HfArgumentParser):

@@ -8,14 +8,15 @@ print(chosen)  # {"optimizer": "muon", "model_overrides": {"hidden_size": 128, .
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..data.windows import longest_context
 from ..training.timing import Costs
-from .recipes import override
-from .steps import MOST_STEPS, around_steps, step_seconds
+from .settings import left_open
+from .steps import MOST_STEPS, step_seconds
+from .teachers import around_steps, read_overrides
 
 
 AUTO = "auto"  # in settings: to be chosen; in the record of a run: the settings of the size that was chosen
@@ -87,7 +88,7 @@ class Size:
         return own if tokens is None else min(own, longest_context(tokens) or own)
 
     def windows(self, context: int) -> int:
-        """Of each step."""
+        """The number of windows of a step."""
         return max(1, min(MOST_WINDOWS, self.tokens_per_step // context))
 
     def most_steps(self, tokens: int, tokens_per_step: int, is_taught: bool = False) -> int:
@@ -148,7 +149,7 @@ def chooses_size(settings: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A size that was measured, and the steps that there is time for with it."""
+    """A size that was measured, and the steps that there is time for with it, of its model and of each teacher."""
 
     size: Size
     context: int
@@ -159,6 +160,11 @@ class _Candidate:
     @property
     def loss(self) -> float:
         return self.size.expected_loss(self.steps, self.steps_per_pass)
+
+    def at_best(self, size: Size) -> float:
+        """The lowest loss to expect of the next larger size, before it is measured."""
+        steps_per_pass = self.steps_per_pass * self.size.tokens_per_step / size.tokens_per_step
+        return size.expected_loss(self.steps / MIN_STEP_RATIO, steps_per_pass)
 
 
 def choose(
@@ -176,30 +182,29 @@ def choose(
         elapsed: Returns the seconds since the run began.
         divides: Whether windows can be cut from them at any place; examples are whole.
     """
-    # Pieces must divide the context, which is known if nothing is given that sets it.
-    warms_up = divides and not settings.keys() & {"context_length", "model_overrides"}
+    own = json.loads(settings.get("model_overrides", "{}"))
+    # Pieces must divide the context, which is known if it is not given.
+    warms_up = divides and "context_length" not in settings and "max_position_embeddings" not in own
+    models = 1 + settings.get("teachers", 0)  # that share the time, if their number is given
     measured: list[_Candidate] = []  # smallest first
     for size in SIZES:
         if tokens < size.min_tokens:
             continue
+        if measured and measured[-1].at_best(size) > min(candidate.loss for candidate in measured):
+            break
         context = size.context(settings, tokens if divides else None)
-        steps_per_pass = tokens / (size.windows(context) * context)
-        if measured:
-            at_best = size.expected_loss(measured[-1].steps / MIN_STEP_RATIO, steps_per_pass)
-            if at_best > min(candidate.loss for candidate in measured):
-                break
         timed = apply(size_settings(size, context, warms_up=warms_up), settings)
         if timed.get("torch_compile") == AUTO:
             timed["torch_compile"] = False
         costs = measure(timed)
-        steps = 60 * settings["minutes"] / step_seconds(costs, timed)
-        measured.append(_Candidate(size, context, steps_per_pass, costs, steps))
+        steps = 60 * settings["minutes"] / step_seconds(costs, timed) / models
+        measured.append(_Candidate(size, context, tokens / costs.tokens_per_step, costs, steps))
     best = min(measured, key=lambda candidate: candidate.loss)
-    size = best.size
-    may_be_taught = size.teacher_passes and not settings.keys() & {"teachers", "label_smoothing_factor"}
-    left = best.steps - elapsed() / best.costs.step
-    if may_be_taught and (teachers := choose_teachers(size, left, best.steps_per_pass, best.costs)):
-        return size, {**size_settings(size, best.context, warms_up=warms_up), **teachers}
+    size, count = best.size, settings.get("teachers")
+    if size.teacher_passes and count != 0 and "label_smoothing_factor" not in settings:
+        left = models * best.steps - elapsed() / best.costs.step
+        if teachers := choose_teachers(size, left, best.steps_per_pass, best.costs, count):
+            return size, {**size_settings(size, best.context, warms_up=warms_up), **teachers}
     passes = min(best.steps / best.steps_per_pass, size.passes)
     return size, size_settings(size, best.context, *size.regularize(passes), warms_up=warms_up)
 
@@ -211,7 +216,7 @@ def size_settings(
 
     Args:
         context: Its context length, in tokens.
-        dropout: Of the residual stream; that of the attention weights would be as slow as a third of a step.
+        dropout: Of the residual stream; dropout of the attention weights would make a step a third slower.
         decay: Of matrices and embeddings, times the learning rate of each.
         warms_up: Whether windows are cut into pieces at first.
     """
@@ -223,56 +228,52 @@ def size_settings(
 
 def apply(chosen: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, and what is chosen where they leave it open."""
-    replaced = [*settings, *(OPTIMIZER if "optimizer" in settings else ())]  # the rates suit this optimizer only
-    if settings.keys() & {"lr_scheduler_kwargs", "min_learning_rate_ratio"}:  # of a schedule that is not linear
-        replaced.append("lr_scheduler_type")
-    applied = override(dict(chosen), replaced) | {"preset": BASE}
+    is_another = settings.get("optimizer", OPTIMIZER["optimizer"]) != OPTIMIZER["optimizer"]
+    given = {*settings, *(OPTIMIZER if is_another else ())}  # the rates suit this optimizer only
+    own = json.loads(settings.get("model_overrides", "{}"))
+    applied = left_open(chosen, given) | {"preset": BASE}
     if "model_overrides" in chosen:
-        own = json.loads(settings.get("model_overrides", "{}"))
         applied["model_overrides"] = json.dumps({**chosen["model_overrides"], **own})
-    if "teacher_overrides" in applied:
-        overrides = chosen["teacher_overrides"]
-        fields = _without(overrides["model_overrides"], own)
-        overrides = {**_without(overrides, settings), "model_overrides": fields}
+    if "teacher_overrides" in chosen:
+        overrides, theirs = chosen["teacher_overrides"], read_overrides(settings)
+        fields = {**left_open(overrides["model_overrides"], own), **theirs["model_overrides"]}
+        overrides = {**left_open(overrides, given), **theirs, "model_overrides": fields}
         applied["teacher_overrides"] = json.dumps(overrides)
     return {**settings, **applied}
-
-
-def _without(chosen: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in chosen.items() if name not in given}
 
 
 # ---- Teachers ------------------------------------------------------------------------------------------------------
 
 # In many passes a model memorizes a short text. One that also learns what others expect of the text does so less.
-PASSES_WITH_TEACHERS = 6  # from this many on that there is time for, teachers pay
+PASSES_WITH_TEACHERS = 6  # with time for so many passes or more, teachers pay
 MOST_TEACHERS = 8  # more of them do not lower the loss
-DECAYED_PASSES, TAUGHT_DECAY = 10, 0.5  # from so many passes on, a model that has teachers needs decay, too
+DECAYED_PASSES, TAUGHT_DECAY = 10, 0.5  # in so many passes or more, a model that has teachers needs decay, too
 
 
-def choose_teachers(size: Size, steps: float, steps_per_pass: float, costs: Costs) -> dict[str, Any]:
-    """How many teachers are trained first, and for how long; empty if there is no time for one.
+def choose_teachers(
+    size: Size, steps: float, steps_per_pass: float, costs: Costs, count: int | None = None
+) -> dict[str, Any]:
+    """How many teachers are trained first, and for how long; empty if it is better to have none.
 
     Args:
         steps: That there is time for, with all that is trained.
         costs: Of the run without teachers.
+        count: Of teachers, if it is given.
     """
     forward, around = costs.forward / costs.step, around_steps(costs) / costs.step / steps_per_pass
-    passes = steps / steps_per_pass - 3 * around  # one teacher's, and twice as much for the last run
-    if passes < max(PASSES_WITH_TEACHERS, 6 * around):  # most of the time must be left for steps
+    passes = steps / steps_per_pass - ((count or 1) + 2) * around  # each teacher's, and twice as much for the last run
+    share, number = size.taught_passes / size.teacher_passes, count
+    if number is None:
+        if passes < max(PASSES_WITH_TEACHERS, 6 * around):  # most of the time must be left for steps
+            return {}
+        more = (passes + around - size.taught_passes) / (size.teacher_passes + forward * size.taught_passes + around)
+        number = max(1, min(int(more), MOST_TEACHERS))
+    each = min(size.teacher_passes, max(0.0, passes) / (number + share * (1 + number * forward)))
+    each_steps = max(1, math.ceil(each * steps_per_pass))
+    if count is None and each_steps < LEAST_STEPS:  # on a very short text
         return {}
-    count = int((passes + around - size.taught_passes) / (size.teacher_passes + forward * size.taught_passes + around))
-    taught = size.taught_passes / size.teacher_passes
-    each = min(size.teacher_passes, passes / (1 + taught * (1 + forward)))
     dropout, decay = size.regularize(each)
-    overrides = {
-        "max_steps": math.ceil(each * steps_per_pass),
-        "weight_decay": decay,
-        "model_overrides": {"hidden_dropout": dropout},
-    }
-    is_decayed = each * taught >= DECAYED_PASSES
-    return {
-        "weight_decay": TAUGHT_DECAY if is_decayed else 0.0,
-        "teachers": max(1, min(count, MOST_TEACHERS)),
-        "teacher_overrides": overrides,
-    }
+    overrides = {"max_steps": each_steps, "weight_decay": decay, "model_overrides": {"hidden_dropout": dropout}}
+    is_decayed = each * share >= DECAYED_PASSES
+    chosen = {"weight_decay": TAUGHT_DECAY if is_decayed else 0.0, "teacher_overrides": overrides}
+    return chosen if count else {**chosen, "teachers": number}

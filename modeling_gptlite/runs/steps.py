@@ -12,7 +12,6 @@ from typing import Any
 from ..training.arguments import ArgumentError
 from ..training.timing import Costs
 from .settings import defaults
-from .teachers import EVALUATIONS
 
 
 MOST_STEPS = 10**9
@@ -55,12 +54,12 @@ def fit(
     if steps < 1:
         needed = elapsed + costs.start + total(1) + costs.finish
         raise ArgumentError(
-            f"--minutes {settings['minutes']:g} is too short: one step takes {needed:.1f} seconds, with "
-            "what a run does before and after it"
+            f"--minutes {settings['minutes']:g} is too short: one step takes {needed:.1f} seconds, with what a run "
+            f"does before and after it{', and its teachers' if settings.get('teachers') else ''}"
         )
-    fitted = {"max_steps": steps}
+    fitted: dict[str, Any] = {"max_steps": steps}
     if "warmup_steps" not in settings:
-        fitted["warmup_steps"] = min(int(defaults()["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
+        fitted["warmup_steps"] = shorten_warmup(defaults()["warmup_steps"], steps)
     if not keeps_intervals:
         fitted["eval_steps"] = fitted["save_steps"] = math.ceil(steps / saves)
         if not evaluations:
@@ -68,21 +67,16 @@ def fit(
     return fitted
 
 
+def shorten_warmup(warmup: float, steps: int) -> float:
+    """At most `WARMUP_SHARE` of a number of steps; a fraction is one of any number."""
+    return warmup if 0 < warmup < 1 else min(int(warmup), math.ceil(WARMUP_SHARE * steps))
+
+
 def step_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
     """The mean over the steps of a run, with windows cut by `short_context` and whole ones."""
     fraction = settings.get("short_context_fraction", defaults()["short_context_fraction"])
     short = fraction if settings.get("short_context") else 0.0
     return short * costs.short_step + (1 - short) * costs.step
-
-
-def teacher_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
-    """What the run of a teacher takes."""
-    return settings["max_steps"] * step_seconds(costs, settings) + around_steps(costs)
-
-
-def around_steps(costs: Costs) -> float:
-    """What the run of a teacher takes besides its steps."""
-    return costs.start + EVALUATIONS * (costs.evaluation + costs.checkpoint) + costs.finish
 
 
 def _intervals(settings: Mapping[str, Any], steps: int) -> tuple[int, int]:

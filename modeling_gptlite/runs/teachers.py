@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,39 @@ from ..files import written
 from ..loading import load_model
 from ..training.arguments import ArgumentError
 from ..training.checkpointing import MANIFEST
+from ..training.timing import Costs
 from .record import RUN_FILE, read_run
-from .settings import defaults
+from .settings import DataArguments, defaults, read
+from .steps import shorten_warmup, step_seconds
 
 
 FOLDER = "teachers"  # in the output folder, until the run is finished
-EVALUATIONS, WARMUP_SHARE = 2, 0.05  # of each teacher: how many, with a checkpoint each; of its steps, at most
+EVALUATIONS = 2  # of each teacher, with a checkpoint each
 _OF_THE_RUN = ("minutes", "teachers", "teacher_overrides")
 _OF_EACH: dict[str, Any] = {
     **{"eval_strategy": "steps", "save_strategy": "steps", "eval_sample_length": 0, "sample_length": 0},
     **{"torch_compile": False, "push_to_hub": False, "report_to": "none", "resume_from_checkpoint": "auto"},
 }
+# A teacher reads the text of the run, in the run's tokens; the rest of these follows from its number and its steps.
+_FIXED = {*_OF_THE_RUN, *_OF_EACH, "seed", "output_dir", "eval_steps", "save_steps", "tokenizer", "model_name_or_path"}
+_FIXED |= {each.name for each in fields(DataArguments)} - {"context_length"}
+
+
+def read_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`teacher_overrides`, with the types of the settings; `model_overrides` is a dictionary.
+
+    Raises:
+        ArgumentError: It is not a JSON object of settings that a teacher can have for itself.
+    """
+    try:
+        overrides = dict(json.loads(settings.get("teacher_overrides", "{}")))
+        own = overrides.pop("model_overrides", {})
+        own = dict(json.loads(own) if isinstance(own, str) else own)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"--teacher_overrides must be a JSON object of settings: {error}") from error
+    if fixed := sorted(_FIXED & overrides.keys()):
+        raise ArgumentError(f"--teacher_overrides cannot set {fixed[0]}: it is the same for a run and its teachers")
+    return {**read(overrides), "model_overrides": own}
 
 
 def teacher_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -36,24 +59,42 @@ def teacher_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     They are those of the run itself, but for `teacher_overrides`, the seed, and what is shown and published.
 
     Raises:
-        ArgumentError: `teacher_overrides` is not a JSON object.
+        ArgumentError: `teacher_overrides` is not a JSON object, or has settings that cannot be set.
     """
-    values = {**defaults(), **settings}
-    if values["teachers"] < 1:
-        return []
-    try:
-        overrides = dict(json.loads(settings.get("teacher_overrides", "{}")))
-    except (ValueError, TypeError) as error:
-        raise ArgumentError(f"--teacher_overrides must be a JSON object of settings: {error}") from error
-    fields = {**json.loads(settings.get("model_overrides", "{}")), **overrides.get("model_overrides", {})}
+    overrides, values = read_overrides(settings), {**defaults(), **settings}
+    own = {**json.loads(settings.get("model_overrides", "{}")), **overrides.pop("model_overrides")}
     given = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
-    each = {**given, **overrides, **_OF_EACH, "model_overrides": json.dumps(fields)}
+    each = {**given, **overrides, **_OF_EACH, "model_overrides": json.dumps(own)}
     if (steps := each.get("max_steps", 0)) > 0:
         each |= {name: math.ceil(steps / EVALUATIONS) for name in ("eval_steps", "save_steps")}
-        each["warmup_steps"] = min(int(values["warmup_steps"]), math.ceil(WARMUP_SHARE * steps))
+        if "warmup_steps" not in overrides:
+            each["warmup_steps"] = shorten_warmup(values["warmup_steps"], steps)
     folder = Path(values["output_dir"], FOLDER)
     numbers = range(1, values["teachers"] + 1)
     return [{**each, "seed": values["seed"] + number, "output_dir": str(folder / str(number))} for number in numbers]
+
+
+def timed_as(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run whose steps take as long as those of a teacher; the run's own where nothing differs."""
+    overrides = read_overrides(settings)
+    timed = {**settings, **overrides, "model_overrides": settings.get("model_overrides", "{}")}
+    if overrides["model_overrides"]:
+        timed["model_overrides"] = json.dumps({**json.loads(timed["model_overrides"]), **overrides["model_overrides"]})
+    if timed["model_overrides"] == "{}":
+        del timed["model_overrides"]
+    if timed.get("torch_compile"):
+        timed["torch_compile"] = _OF_EACH["torch_compile"]
+    return timed
+
+
+def teacher_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
+    """What the run of a teacher takes."""
+    return settings["max_steps"] * step_seconds(costs, settings) + around_steps(costs)
+
+
+def around_steps(costs: Costs) -> float:
+    """What the run of a teacher takes besides its steps."""
+    return costs.start + EVALUATIONS * (costs.evaluation + costs.checkpoint) + costs.finish
 
 
 class Teachers:
@@ -96,7 +137,7 @@ class Teachers:
         return [load_model(str(folder)) for folder in self.folders]
 
     def seconds(self) -> float:
-        """Of training, of all of them."""
+        """Seconds of training, of all of them."""
         return sum(read_run(folder)["results"]["train_seconds"] for folder in self.folders)
 
     def remove(self) -> None:

@@ -87,7 +87,7 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     auto.check(settings)
     check_model(asked)
     for each in teacher_settings(settings)[:1]:
-        parse(read(each))
+        parse(each)
     check_output_dir(asked.training)
     if asked.training.process_index:
         log = _silent
@@ -142,6 +142,7 @@ def prepare(resolved: auto.Resolved, inputs: Inputs, checkpoint: Path | None, lo
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
     teachers = None
     if each := teacher_settings(resolved.settings):
+        parse(each[0])
         teachers = Teachers(each, functools.partial(prepare_teacher, inputs), log)
     return Run(model, tokenizer, args, data, facts, identity, checkpoint, log, teachers)
 

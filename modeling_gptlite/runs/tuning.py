@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..training.arguments import ArgumentError
-from .settings import defaults
+from .settings import defaults, left_open
 
 
 CONTEXT = 768  # tokens; a longer window lowers the loss, and takes more time and memory: 4 GB with 135M parameters
@@ -125,7 +125,7 @@ def tune(settings: Mapping[str, Any], base: Base, train_tokens: int, memory: Mem
     for option in _options(settings, base, train_tokens):
         needed, free = memory({**option, **settings})
         if needed <= FREE_SHARE * free:
-            return {name: value for name, value in option.items() if name not in settings}
+            return left_open(option, settings)
     least = needed / FREE_SHARE
     raise ArgumentError(
         f"training needs at least {least / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: close "

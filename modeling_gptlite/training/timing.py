@@ -61,9 +61,9 @@ class Costs:
     tokens_per_step: int = 0
     forward: float = 0.0
 
-    def taught_by(self, teachers: int) -> "Costs":
-        """With what this number of teachers adds to each step."""
-        more = teachers * self.forward
+    def taught_by(self, teachers: int, each: "Costs") -> "Costs":
+        """With what this number of teachers, with these costs, adds to each step."""
+        more = teachers * each.forward
         return replace(self, step=self.step + more, short_step=self.short_step + more)
 
     def with_steps_of(self, others: int, each: "Costs") -> "Costs":
