@@ -56,14 +56,27 @@ def written(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, to write a file to. It is renamed when the block ends, and removed if it fails.
 
     The folder is created if it does not exist. Other processes and threads may write the same file: the last one wins.
+    After a loss of power, the file is the old one or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield partial
+        flush(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Return when a file or folder is on the disk, and no longer only in memory."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

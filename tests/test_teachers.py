@@ -14,7 +14,7 @@ from modeling_gptlite.runs import auto, sizes, train
 from modeling_gptlite.runs.auto import Facts, resolve
 from modeling_gptlite.runs.resume import ResumeError
 from modeling_gptlite.runs.sizes import SIZES, choose
-from modeling_gptlite.runs.teachers import FOLDER, teacher_settings
+from modeling_gptlite.runs.teachers import FOLDER, around_steps, teacher_settings
 from modeling_gptlite.runs.train import start_from
 from modeling_gptlite.training.arguments import ArgumentError, CausalLMTrainingArguments
 from modeling_gptlite.training.distillation import TEACHERS_SHARE, DistillationLoss
@@ -350,6 +350,11 @@ def test_many_teachers_leave_no_time_for_a_larger_model():
         return choose({"minutes": 10, "teachers": count}, 1_003_854, measure)[0].fields["hidden_size"]
 
     assert (width(0), width(8)) == (192, 128)
+
+
+def test_teachers_write_no_samples():
+    found = Costs(3.0, 0.1, 0.1, evaluation=2.0, checkpoint=0.5, finish=4.0, sample=1.0, last_sample=2.5)
+    assert around_steps(found) == pytest.approx(2.0 + 2 * 1.5 + 1.5)
 
 
 def test_teachers_that_take_longer_are_timed_for_themselves():

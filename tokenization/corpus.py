@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -108,11 +109,13 @@ class Encoder:
 def write_ids(path: Path, arrays: Iterable[np.ndarray]) -> None:
     """Write consecutive arrays of ids to `path`, creating its folder; an error or interruption leaves no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         with open(partial, "wb") as file:
             for array in arrays:
                 array.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file of this name
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

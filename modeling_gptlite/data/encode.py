@@ -211,9 +211,15 @@ class EncodedExamples:
             "context_length": context,
             **_about(self.source),
         }
+        _check_validation(facts)
         prompt = str(self.tokenizer.decode(validation.prompt(0)))
         samples = ShuffledExamples(train, steps * windows_per_step, seed)
         return RunData(samples, EvaluationExamples(validation), steps, prompt, facts)
+
+
+def _check_validation(facts: dict[str, Any]) -> None:
+    if facts["validation_tokens"] and not facts["validation_characters"]:
+        raise DataError(f"the end of {facts['name']}, on which a model would be evaluated, has no characters")
 
 
 def _about(source: Source) -> dict[str, Any]:
@@ -264,6 +270,7 @@ def encode_text(
         "validation_targets": len(validation_ids) - 1,
         **_about(source),
     }
+    _check_validation(facts)
     if source.has_short_texts and separator and scan.documents > 1:
         facts["documents"] = scan.documents
     return EncodedText(train_ids, validation_ids, TextSlice(source, separator, 0, cut), facts)

@@ -110,17 +110,16 @@ def check_output_dir(args: CausalLMTrainingArguments) -> None:
     """Raise `ResumeError` if the output folder cannot be used as `resume_from_checkpoint` says."""
     output_dir, mode = Path(args.output_dir), resume_mode(args)
     _require_writable(output_dir)
-    if mode not in ("auto", "true", "false"):
-        if not os.path.isdir(mode):
-            raise ResumeError(f"{mode} is not a checkpoint; --resume_from_checkpoint takes auto, true, false or one")
-        return
-    checkpoints = Checkpoints(output_dir).all()
-    if mode == "true":
-        if not (checkpoints or begun(output_dir)):
-            raise ResumeError(f"there is no checkpoint to resume from in {output_dir}")
-    elif (output_dir / RUN_FILE).exists():
+    is_path = mode not in ("auto", "true", "false")
+    if is_path and not os.path.isdir(mode):
+        raise ResumeError(f"{mode} is not a checkpoint; --resume_from_checkpoint takes auto, true, false or one")
+    if (output_dir / RUN_FILE).exists():
         raise ResumeError(f"{output_dir} holds a finished run; choose another --output_dir, or delete the folder")
-    elif mode == "false" and (checkpoints or begun(output_dir)):
+    is_begun = bool(Checkpoints(output_dir).all() or begun(output_dir))
+    is_elsewhere = is_path and os.path.dirname(os.path.realpath(mode)) != os.path.realpath(output_dir)
+    if mode == "true" and not is_begun:
+        raise ResumeError(f"there is no checkpoint to resume from in {output_dir}")
+    if is_begun and (mode == "false" or is_elsewhere):
         raise ResumeError(
             f"{output_dir} holds an unfinished run; resume it with --resume_from_checkpoint auto, choose another "
             "--output_dir, or delete the folder"

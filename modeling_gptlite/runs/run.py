@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encode import RunData
 from ..decoding import sampling_defaults
-from ..files import apply_umask
+from ..files import apply_umask, flush
 from ..loading import accept_older_transformers, longest_text
 from ..training.callbacks import (
     SAMPLES_FILE,
@@ -32,7 +32,7 @@ from .advice import advise, suggest_base
 from .card import render_card
 from .plots import plot_run, published_levels
 from .record import Clock, make_record, summary, write_run
-from .resume import check_output_dir, check_same_run, find_checkpoint
+from .resume import ResumeError, check_output_dir, check_same_run, find_checkpoint
 from .settings import Arguments
 from .teachers import Teachers
 
@@ -111,12 +111,14 @@ class Run:
         if trainer.state.global_step:
             check_output_dir(training)
             self.checkpoint = find_checkpoint(training, self.log)
+            if self.checkpoint is None:
+                raise ResumeError("this run has taken steps and left no checkpoint: prepare it again")
             check_same_run(self.checkpoint, self.identity, self.log)
         self._announce()
         is_main = trainer.is_world_process_zero()
         with trainer.checkpoints.locked() if is_main else contextlib.nullcontext(), self.stop:
             if self.teachers:
-                trainer.teachers = self.teachers.train(self.identity)
+                trainer.teachers = self.teachers.train(self.identity, self._check_stop)
                 self.clock.earlier = self.teachers.seconds()
                 self.log("the model learns from the text and its teachers")
                 transformers.set_seed(training.seed)  # whether they were trained now or before
@@ -135,6 +137,10 @@ class Run:
             raise Interrupted(self.stop.received, message)
         return record
 
+    def _check_stop(self) -> None:
+        if self.stop.received:
+            raise Interrupted(self.stop.received, "stopped before the next model; repeat the command to resume")
+
     def _announce(self) -> None:
         """What is trained on what, in two lines."""
         data = self.facts["data"]
@@ -150,8 +156,8 @@ class Run:
 
     def _finish(self, model: PreTrainedModel) -> dict[str, Any]:
         """Evaluate and sample the trained model, save it with its record, card and plot, publish it if asked."""
-        trainer, training, state = self.trainer, self.args.training, self.trainer.state
-        step = (state.best_global_step if training.load_best_model_at_end else None) or state.global_step
+        trainer, training = self.trainer, self.args.training
+        step = trainer.best_step
         loss = self._loss(model, step)
         if self.facts["lora_merged"]:
             trainer.model = model = model.merge_and_unload()  # type: ignore[operator]  # a PeftModel
@@ -172,7 +178,7 @@ class Run:
         if advice := suggest_base(self.args.data.train_file, tokens, training.minutes, is_pretrained):
             self.log(advice)
         if training.push_to_hub:
-            commit = trainer.push_to_hub("End of training", card=render_card(record, str(trainer.hub_model_id)))
+            commit = trainer.push_saved("End of training", render_card(record, str(trainer.hub_model_id)))
             self.log(f"pushed to {getattr(commit, 'repo_url', trainer.hub_model_id)}")
         return record
 
@@ -207,6 +213,8 @@ class Run:
             last = {"step": results["best_step"], "eval_loss": results["loss"], "sample": record["sample"]}
             (folder / SAMPLES_FILE).write_text(render_samples([*log_history, last]), encoding="utf-8")
         (folder / "README.md").write_text(render_card(record, folder.name), encoding="utf-8")
+        for path in filter(Path.is_file, folder.iterdir()):
+            flush(path)
         write_run(folder, record)  # last: its presence marks the run as finished
 
     def interim_card(self, trainer: CausalLMTrainer) -> str | None:

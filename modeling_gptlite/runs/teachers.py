@@ -14,11 +14,12 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..files import written
+from ..files import UserPath, written
 from ..loading import load_model
 from ..training.arguments import ArgumentError
 from ..training.checkpointing import MANIFEST
 from ..training.timing import Costs
+from .recipes import override
 from .record import RUN_FILE, read_run
 from .settings import DataArguments, defaults, read
 from .steps import shorten_warmup, step_seconds
@@ -33,6 +34,7 @@ _OF_EACH: dict[str, Any] = {
 }
 # A teacher reads the text of the run, in the run's tokens; the rest of these follows from its number and its steps.
 _FIXED = {*_OF_THE_RUN, *_OF_EACH, "seed", "output_dir", "eval_steps", "save_steps", "tokenizer", "model_name_or_path"}
+_FIXED |= {"num_train_epochs"}  # steps are counted
 _FIXED |= {each.name for each in fields(DataArguments)} - {"context_length"}
 
 
@@ -49,7 +51,7 @@ def read_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise ArgumentError(f"--teacher_overrides must be a JSON object of settings: {error}") from error
     if fixed := sorted(_FIXED & overrides.keys()):
-        raise ArgumentError(f"--teacher_overrides cannot set {fixed[0]}: it is the same for a run and its teachers")
+        raise ArgumentError(f"--teacher_overrides cannot set {fixed[0]}: each teacher has that of the run")
     return {**read(overrides), "model_overrides": own}
 
 
@@ -61,15 +63,17 @@ def teacher_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ArgumentError: `teacher_overrides` is not a JSON object, or has settings that cannot be set.
     """
-    overrides, values = read_overrides(settings), {**defaults(), **settings}
-    own = {**json.loads(settings.get("model_overrides", "{}")), **overrides.pop("model_overrides")}
-    given = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
+    values = {**defaults(), **settings}
+    overrides = read_overrides(settings)
+    own = overrides.pop("model_overrides")
+    given = {name: value for name, value in override(dict(settings), overrides).items() if name not in _OF_THE_RUN}
+    own = {**json.loads(given.get("model_overrides", "{}")), **own}
     each = {**given, **overrides, **_OF_EACH, "model_overrides": json.dumps(own)}
     if (steps := each.get("max_steps", 0)) > 0:
         each |= {name: math.ceil(steps / EVALUATIONS) for name in ("eval_steps", "save_steps")}
         if "warmup_steps" not in overrides:
             each["warmup_steps"] = shorten_warmup(values["warmup_steps"], steps)
-    folder = Path(values["output_dir"], FOLDER)
+    folder = Path(UserPath(values["output_dir"]), FOLDER)
     numbers = range(1, values["teachers"] + 1)
     return [{**each, "seed": values["seed"] + number, "output_dir": str(folder / str(number))} for number in numbers]
 
@@ -77,11 +81,10 @@ def teacher_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 def timed_as(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run whose steps take as long as those of a teacher; the run's own where nothing differs."""
     overrides = read_overrides(settings)
-    timed = {**settings, **overrides, "model_overrides": settings.get("model_overrides", "{}")}
-    if overrides["model_overrides"]:
-        timed["model_overrides"] = json.dumps({**json.loads(timed["model_overrides"]), **overrides["model_overrides"]})
-    if timed["model_overrides"] == "{}":
-        del timed["model_overrides"]
+    own = overrides.pop("model_overrides")
+    timed = {**override(dict(settings), overrides.keys() - {"max_steps"}), **overrides}
+    if own:
+        timed["model_overrides"] = json.dumps({**json.loads(timed.get("model_overrides", "{}")), **own})
     if timed.get("torch_compile"):
         timed["torch_compile"] = _OF_EACH["torch_compile"]
     return timed
@@ -93,8 +96,9 @@ def teacher_seconds(costs: Costs, settings: Mapping[str, Any]) -> float:
 
 
 def around_steps(costs: Costs) -> float:
-    """What the run of a teacher takes besides its steps."""
-    return costs.start + EVALUATIONS * (costs.evaluation + costs.checkpoint) + costs.finish
+    """What the run of a teacher takes besides its steps; it writes no samples."""
+    without = costs.start - costs.sample + costs.finish - costs.last_sample
+    return without + EVALUATIONS * (costs.evaluation - costs.sample + costs.checkpoint)
 
 
 class Teachers:
@@ -116,11 +120,12 @@ class Teachers:
         self.folders = [Path(each["output_dir"]) for each in settings]
         self.manifest = self.folders[0].with_name(MANIFEST)
 
-    def train(self, identity: Mapping[str, Any]) -> list[Any]:
+    def train(self, identity: Mapping[str, Any], check_stop: Callable[[], None]) -> list[Any]:
         """The trained models; those that an interrupted run has finished are loaded. All processes must call it.
 
         Args:
             identity: What the run that learns from them must have in common with the one that is resumed.
+            check_stop: Called after each run; raises an error if a signal came between two of them.
         """
         state = PartialState()
         if state.is_main_process and not self.manifest.exists():
@@ -133,6 +138,7 @@ class Teachers:
             if trains:
                 self.log(f"teacher {number} of {len(self.settings)}")
                 self.prepare(each).train()
+                check_stop()
         state.wait_for_everyone()
         return [load_model(str(folder)) for folder in self.folders]
 

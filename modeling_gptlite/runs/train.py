@@ -142,9 +142,19 @@ def prepare(resolved: auto.Resolved, inputs: Inputs, checkpoint: Path | None, lo
     facts |= describe_model(model, tokenizer, args.model.model_name_or_path)
     teachers = None
     if each := teacher_settings(resolved.settings):
-        parse(each[0])
+        check_teacher(parse(each[0]), model.config, tokenizer, args)
         teachers = Teachers(each, functools.partial(prepare_teacher, inputs), log)
     return Run(model, tokenizer, args, data, facts, identity, checkpoint, log, teachers)
+
+
+def check_teacher(teacher: Arguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, args: Arguments):
+    """Raise `ModelError` if a model with these arguments cannot teach one with `config`."""
+    own, context = model_config(teacher.model, tokenizer), context_length(config, args.data.context_length)
+    if own.vocab_size != config.vocab_size or context_length(own, teacher.data.context_length) < context:
+        raise ModelError(
+            f"--teacher_overrides: a teacher needs the vocabulary of the run, {config.vocab_size} tokens, and at least "
+            f"its context of {context}"
+        )
 
 
 def prepare_teacher(inputs: Inputs, settings: Mapping[str, Any]) -> Run:

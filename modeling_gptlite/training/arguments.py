@@ -236,10 +236,12 @@ class CausalLMTrainingArguments(_FixedArguments):
     def for_trainer(self) -> "CausalLMTrainingArguments":
         """A copy without what the Trainer would do in another way than `CausalLMTrainer`.
 
-        Its own upload includes the pickled arguments, with the token; it evaluates each resumed run at the start.
+        Its own upload includes the pickled arguments, with the token; it evaluates each resumed run at the start; and
+        with a limit of one checkpoint, it deletes the one that a run resumes from.
         """
         copied = copy.copy(self)
         copied.push_to_hub = copied.eval_on_start = False
+        copied.save_total_limit = None
         return copied
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..errors import UserError
-from ..files import apply_umask, sha256
+from ..files import apply_umask, flush, sha256
 
 
 MANIFEST = "manifest.json"
@@ -82,18 +82,13 @@ class Checkpoints:
             )
         return None
 
-    def best(self, step: int | None) -> Path:
-        """The checkpoint of `step`, to load the best weights from.
-
-        Raises:
-            CheckpointError: It is damaged.
-        """
-        if reason := self.damage(path := self.folder(step or 0)):
+    def check_best(self, path: Path) -> None:
+        """Raise `CheckpointError` if the checkpoint is damaged from which the best weights are to be loaded."""
+        if reason := self.damage(path):
             raise CheckpointError(
                 f"{path}, the checkpoint with the lowest validation loss, is damaged ({reason}); repeat the command "
                 "with --load_best_model_at_end false to save the weights of the last step"
             )
-        return path
 
     @staticmethod
     def damage(checkpoint: Path) -> str | None:
@@ -207,7 +202,7 @@ class Checkpoints:
         }
         (folder / MANIFEST).write_text(json.dumps({"run": run, "files": files}, indent=2) + "\n", encoding="utf-8")
         for path in [*_files(folder), folder / MANIFEST, *filter(Path.is_dir, folder.rglob("*")), folder]:
-            _flush(path)
+            flush(path)
 
     def _rename(self, temporary: Path, folder: Path) -> None:
         """Rename a sealed checkpoint; one of the same step is deleted only after the new one has its name."""
@@ -215,7 +210,7 @@ class Checkpoints:
         if folder.exists():
             folder.rename(before)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(before, ignore_errors=True)
 
     def _acquire(self, lock: BaseFileLock, path: Path) -> None:
@@ -241,13 +236,3 @@ class Checkpoints:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows does not open folders
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -50,6 +50,8 @@ class Costs:
         finish: What follows the last step: the evaluation in full precision, the sample, saving.
         tokens_per_step: Of all processes.
         forward: What a teacher adds to a step: a forward pass over its windows, without gradients.
+        sample: The sample that is part of `start` and of each `evaluation`.
+        last_sample: The one that is part of `finish`.
     """
 
     start: float
@@ -60,6 +62,8 @@ class Costs:
     finish: float = 0.0
     tokens_per_step: int = 0
     forward: float = 0.0
+    sample: float = 0.0
+    last_sample: float = 0.0
 
     def taught_by(self, teachers: int, each: "Costs") -> "Costs":
         """With what this number of teachers, with these costs, adds to each step."""
@@ -120,6 +124,8 @@ def time_run(
         finish=batches * last_evaluation + last_sampling + FINISHING,
         tokens_per_step=data.tokens_per_step,
         forward=TEACHER * evaluation * args.train_batch_size * args.gradient_accumulation_steps / batch,
+        sample=sampling,
+        last_sample=last_sampling,
     )
     del steps, trained, model
     gc.collect()

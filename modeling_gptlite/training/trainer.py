@@ -81,7 +81,7 @@ class CausalLMTrainer(Trainer):
             raise ArgumentError("label_smoothing_factor would have no effect: the loss is that of the teachers")
         self.card, self.run, self.teachers = card, run or {}, teachers
         self.checkpoints = Checkpoints(args.output_dir)
-        self.pushes = args.push_to_hub
+        self.pushes, self.save_total_limit = args.push_to_hub, args.save_total_limit
         self._saving_in: str | None = None
         self._use_cache = model.config.use_cache
         kwargs.setdefault("data_collator", whole_batch)
@@ -161,6 +161,12 @@ class CausalLMTrainer(Trainer):
 
     # ---- Checkpoints -----------------------------------------------------------------------------------------------
 
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """As for `Trainer`; the best weights are saved at once, whenever the next checkpoint is due."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best and self.args.load_best_model_at_end
+        return is_best or self.control.should_save  # with `save_strategy` best, the Trainer saves if this is true
+
     def _save_checkpoint(self, model, trial) -> None:
         """As for `Trainer`, in a temporary folder that is sealed with a manifest and renamed."""
         step, main = self.state.global_step, self.args.should_save
@@ -176,7 +182,7 @@ class CausalLMTrainer(Trainer):
             if main:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         if main:
-            self.checkpoints.rotate(self.args.save_total_limit, self.state.best_model_checkpoint)
+            self.checkpoints.rotate(self.save_total_limit, self.state.best_model_checkpoint)
         if self.pushes:
             self._push_checkpoint(self.checkpoints.folder(step))
         self.accelerator.wait_for_everyone()
@@ -188,8 +194,14 @@ class CausalLMTrainer(Trainer):
     def _load_best_model(self) -> None:
         """As for `Trainer`, if the checkpoint is not damaged."""
         give_back_memory()  # of the steps; the weights are read into new memory
-        self.checkpoints.best(self.state.best_global_step)
+        self.checkpoints.check_best(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
+
+    @property
+    def best_step(self) -> int:
+        """The step whose weights the trained model has."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return self.state.global_step if best is None else int(Path(best).name.rpartition("-")[2])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As for `Trainer`, without `training_args.bin`: a pickle with the Hub token and local paths in it."""
@@ -222,9 +234,15 @@ class CausalLMTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
+        settings = {"token": token, "revision": revision, "private": private}
+        return self.push_saved(commit_message, card, blocking, **settings)
+
+    def push_saved(
+        self, commit_message: str | None, card: str | None = None, blocking: bool = True, **settings
+    ) -> CommitInfo | Future | None:
+        """`push_to_hub` of a folder in which the model is saved; for the main process alone."""
         if push := getattr(self, "push_in_progress", None):
             push.wait_until_done()
-        settings = {"token": token, "revision": revision, "private": private}
         given = {name: value for name, value in settings.items() if value is not None}
         return self._push(str(self.args.output_dir), commit_message, card, run_as_future=not blocking, **given)
 
@@ -300,15 +318,18 @@ def whole_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _RelocateBest(TrainerCallback):
-    """A resumed run finds its best checkpoint beside the others, also if the folder was moved."""
+    """A resumed run finds its best checkpoint beside the others, also if the folder was moved; its log may change."""
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
 
     def on_train_begin(self, args, state, control, **kwargs):
-        best = self.checkpoints.folder(state.best_global_step or 0)
-        if best.is_dir():
-            state.best_model_checkpoint = str(best)
+        state.compute_steps(args, state.max_steps)
+        known = Path(state.best_model_checkpoint or "").name
+        for best in (self.checkpoints.folder(state.best_global_step or 0), self.checkpoints.output_dir / known):
+            if known and best.is_dir():
+                state.best_model_checkpoint = str(best)
+                break
 
 
 class _EvaluateFirst(TrainerCallback):
