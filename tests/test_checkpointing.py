@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import files, in_child, kill_at, refused, same_weights, train_tiny
-from transformers import Trainer
+from helpers import files, in_child, interrupted, kill_at, refused, same_weights, toy_run, train_tiny
+from transformers import Trainer, TrainerCallback
 
 from modeling_gptlite.runs import run as run_module
+from modeling_gptlite.runs.resume import ResumeError
+from modeling_gptlite.runs.train import start_from
+from modeling_gptlite.training import trainer as trainer_module
 from modeling_gptlite.training.checkpointing import LOCK, CheckpointError, Checkpoints
 from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts.cli import run
@@ -261,6 +264,57 @@ def test_rotation_keeps_the_newest_and_the_best_undamaged(text_file, tmp_path):
     kept = Checkpoints(tmp_path).all()
     assert [path.name for path in kept] == ["checkpoint-10", f"checkpoint-{best}"]
     assert [Checkpoints.damage(path) for path in kept] == [None, None]
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Validation losses of a run's ten evaluations: the third is the lowest."""
+    values = iter([3.0, 2.0, 1.0, *range(2, 9)])
+    monkeypatch.setattr(trainer_module, "mean_loss", lambda _: next(values))
+
+
+@pytest.mark.parametrize("strategy", ["steps", "best"])
+def test_the_best_weights_are_kept_between_two_checkpoints(strategy, losses, text_file, tmp_path):
+    """A run is evaluated more often than it is saved; it ends, or is stopped, after the best evaluation."""
+    settings = toy_run(text_file, tmp_path / "run", max_steps=10, eval_steps=1, save_steps=10, save_strategy=strategy)
+    interrupted(start_from(**settings), 9)
+    assert [path.name for path in Checkpoints(tmp_path / "run").all()] == ["checkpoint-9", "checkpoint-3"]
+    assert start_from(**settings).train()["results"]["best_step"] == 3
+    assert same_weights(tmp_path / "run", tmp_path / "run" / "checkpoint-3")
+
+
+def test_a_run_of_an_older_version_whose_best_weights_were_not_saved_ends_with_those_that_were(text_file, tmp_path):
+    settings = {**toy_run(text_file, tmp_path / "run"), "max_steps": 10, "eval_steps": 5, "save_steps": 5}
+    interrupted(start_from(**settings), 6)
+    run = start_from(**settings)
+    run.trainer.state.best_metric = 0.0
+
+    class Unsaved(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            state.best_metric, state.best_global_step = 0.0, 3
+
+    run.trainer.add_callback(Unsaved())
+    assert run.train()["results"]["best_step"] == 5
+
+
+def test_with_a_limit_of_one_a_stopped_run_resumes_from_where_it_was_stopped(losses, text_file, tmp_path):
+    settings = toy_run(text_file, tmp_path / "run", max_steps=10, eval_steps=1, save_steps=1, save_total_limit=1)
+    interrupted(start_from(**settings), 9)
+    assert start_from(**settings).checkpoint.name == "checkpoint-9"
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_continued_from_trained_weights(text_file, tmp_path):
+    run = interrupted(start_from(**{**toy_run(text_file, tmp_path / "run"), "max_steps": 10}), 4)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    with pytest.raises(ResumeError, match="prepare it again"):
+        run.train()
+
+
+def test_a_resumed_run_logs_as_it_is_asked(text_file, tmp_path):
+    settings = {**toy_run(text_file, tmp_path / "run"), "max_steps": 12, "logging_steps": 100}
+    interrupted(start_from(**settings), 4)
+    rows = start_from(**{**settings, "logging_steps": 2}).train()["log_history"]
+    assert [row["step"] for row in rows if "grad_norm" in row] == [6, 8, 10, 12]
 
 
 def test_a_checkpoint_that_is_written_again_replaces_the_other_only_when_it_is_there(tmp_path, monkeypatch):

@@ -91,6 +91,12 @@ def test_the_end_of_text_token_stands_between_documents_only():
     assert text == "first<|endoftext|>2<|endoftext|>third one"
 
 
+def test_a_validation_split_without_a_character_is_refused():
+    source = documents("a text of some letters", *[""] * 40)
+    with pytest.raises(DataError, match="the end of test, on which a model would be evaluated, has no characters"):
+        encode_text(source, build_char_tokenizer("a text of some letters"))
+
+
 def test_examples_are_not_text_that_can_be_split():
     source = Source("questions", [{"prompt": "a", "completion": "b"}], PROMPT_COMPLETION)
     with pytest.raises(DataError, match=r"questions contains prompts and completions.*--text_column"):

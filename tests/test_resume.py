@@ -66,6 +66,26 @@ def test_how_to_resume_is_normalized(given, kept, tmp_path):
         assert check(tmp_path, given) == kept
 
 
+@pytest.mark.parametrize("resume", ["auto", "true", "false", "elsewhere"])
+def test_a_finished_run_is_never_overwritten(resume, tmp_path):
+    (tmp_path / "elsewhere" / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").touch()
+    resume = str(tmp_path / "elsewhere" / "checkpoint-10") if resume == "elsewhere" else resume
+    with pytest.raises(ResumeError, match="holds a finished run"):
+        check(tmp_path / "run", resume)
+
+
+def test_a_named_checkpoint_continues_in_its_own_folder_or_in_an_empty_one(tmp_path):
+    named = tmp_path / "here" / "checkpoint-10"
+    named.mkdir(parents=True)
+    (tmp_path / "there" / "checkpoint-20").mkdir(parents=True)
+    assert check(tmp_path / "here", str(named)) == str(named)
+    assert check(tmp_path / "new", str(named)) == str(named)
+    with pytest.raises(ResumeError, match="holds an unfinished run"):
+        check(tmp_path / "there", str(named))
+
+
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResumeError, match="file is not a folder"):

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import interrupted, refused, same_weights, tiny_model, toy_run
 
+from modeling_gptlite.errors import UserError
 from modeling_gptlite.runs import auto, sizes, train
 from modeling_gptlite.runs.auto import Facts, resolve
 from modeling_gptlite.runs.resume import ResumeError
+from modeling_gptlite.runs.run import Interrupted
 from modeling_gptlite.runs.sizes import SIZES, choose
 from modeling_gptlite.runs.teachers import FOLDER, around_steps, teacher_settings
 from modeling_gptlite.runs.train import start_from
@@ -101,6 +104,10 @@ def test_a_teacher_is_the_same_run_with_another_seed_and_what_is_overridden():
     given = '{"max_steps": "90", "warmup_steps": 30, "model_overrides": "{\\"hidden_dropout\\": 0.2}"}'
     (teacher, _) = teacher_settings({**settings, "teacher_overrides": given})
     assert (teacher["max_steps"], teacher["warmup_steps"]) == (90, 30)
+    (teacher, _) = teacher_settings({**settings, "output_dir": "~/x", "teacher_overrides": '{"preset": "modern-10m"}'})
+    assert Path(teacher["output_dir"]) == Path.home() / "x" / "teachers" / "1"
+    assert (teacher["preset"], teacher["model_overrides"]) == ("modern-10m", "{}")  # the run's suit its own preset
+    (teacher, _) = teacher_settings({**settings, "teacher_overrides": '{"model_overrides": {"hidden_dropout": 0.2}}'})
     assert json.loads(teacher["model_overrides"])["hidden_dropout"] == 0.2
     assert teacher_settings({**settings, "teachers": 0}) == []
 
@@ -119,6 +126,7 @@ def test_a_teacher_is_the_same_run_with_another_seed_and_what_is_overridden():
         (["--teachers=1", '--teacher_overrides={"model_overrides": [1]}'], "must be a JSON object of settings"),
         (["--teachers=1", '--teacher_overrides={"teachers": 2}'], "--teacher_overrides cannot set teachers"),
         (["--teachers=1", '--teacher_overrides={"train_file": "x"}'], "--teacher_overrides cannot set train_file"),
+        (["--teachers=1", '--teacher_overrides={"num_train_epochs": 3}'], "cannot set num_train_epochs"),
         (["--max_steps=5", "--teacher_overrides={}"], "--teacher_overrides needs --teachers"),
     ],
 )
@@ -126,6 +134,20 @@ def test_teachers_that_cannot_be_trained_are_refused(flags, told, text_file, tmp
     output = tmp_path / "run"
     refused(command.main, f"--train_file={text_file}", f"--output_dir={output}", *flags, capsys=capsys, told=[told])
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hidden_sze": 64}, "hidden_sze"),
+        ({"vocab_size": 99}, "a teacher needs the vocabulary of the run"),
+        ({"max_position_embeddings": 16}, "at least its context of 32"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(fields, told, settings, tmp_path):
+    with pytest.raises(UserError, match=told):
+        start_from(**{**settings, "teacher_overrides": {"model_overrides": fields}})
+    assert not list((tmp_path / "run").glob("*"))
 
 
 # ---- Runs ----------------------------------------------------------------------------------------------------------
@@ -200,6 +222,24 @@ def interrupt_teacher(settings, number, step, monkeypatch):
         patch.setattr(train, "prepare_teacher", interrupting)
         with pytest.raises(KeyboardInterrupt):
             start_from(**settings).train()
+
+
+def test_a_signal_between_two_teachers_ends_the_run(settings, tmp_path):
+    run = start_from(**settings)
+    prepare = run.teachers.prepare
+
+    class Signalled:
+        def __init__(self, settings):
+            self.run = prepare(settings)
+
+        def train(self):
+            self.run.train()
+            run.stop.received = signal.SIGTERM
+
+    run.teachers.prepare = Signalled
+    with pytest.raises(Interrupted, match="stopped before the next model"):
+        run.train()
+    assert [path.name for path in (tmp_path / "run" / FOLDER).iterdir() if path.is_dir()] == ["1"]
 
 
 @pytest.mark.parametrize("number", [1, 2])

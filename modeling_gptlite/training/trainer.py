@@ -325,11 +325,9 @@ class _RelocateBest(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         state.compute_steps(args, state.max_steps)
-        known = Path(state.best_model_checkpoint or "").name
-        for best in (self.checkpoints.folder(state.best_global_step or 0), self.checkpoints.output_dir / known):
-            if known and best.is_dir():
-                state.best_model_checkpoint = str(best)
-                break
+        best = self.checkpoints.folder(state.best_global_step or 0)
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
 
 
 class _EvaluateFirst(TrainerCallback):
