@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ARCHITECTURES, ROOT, tiny_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from modeling_gptlite.training import hardware
 from modeling_gptlite.training.hardware import SHORT_WINDOWS
@@ -96,18 +96,24 @@ def test_auto_precision_follows_the_cpu_and_a_given_one_does_not(bf16, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "compiled", "context", "expected"),
+    ("device", "bf16", "compiled", "context", "own", "expected"),
     [
-        ("cpu", True, False, 256, "short_windows"),
-        ("cpu", True, False, 1025, None),
-        ("cpu", True, True, 256, "short_windows"),
-        ("cpu", False, False, 256, None),
-        ("cuda", True, False, 256, None),
+        ("cpu", True, False, 256, "sdpa", "short_windows"),
+        ("cpu", True, False, 1025, "sdpa", None),
+        ("cpu", True, True, 256, "sdpa", "short_windows"),
+        ("cpu", False, False, 256, "sdpa", None),
+        ("cuda", True, False, 256, "sdpa", None),
+        ("cpu", True, False, 256, "eager", None),  # of Gemma 2, which limits the scores
     ],
 )
-def test_attention_is_eager_where_the_fused_backward_pass_is_slow(device, bf16, compiled, context, expected):
+def test_attention_is_eager_where_the_fused_backward_pass_is_slow(device, bf16, compiled, context, own, expected):
     args = SimpleNamespace(device=torch.device(device), bf16=bf16, torch_compile=compiled)
-    assert hardware.training_attention(args, context) == expected
+    assert hardware.training_attention(args, context, SimpleNamespace(_attn_implementation=own)) == expected
+
+
+def test_a_model_that_limits_its_scores_keeps_its_attention():
+    config = AutoConfig.for_model("gemma2", num_hidden_layers=1, hidden_size=32, intermediate_size=64, vocab_size=40)
+    assert AutoModelForCausalLM.from_config(config).config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,9 @@ def test_freed_memory_is_kept_for_the_next_step():
 
 def test_all_choices_are_facts_and_one_line(tmp_path, monkeypatch):
     cpu(monkeypatch, bf16=True)
-    facts = hardware.hardware_facts(CausalLMTrainingArguments(str(tmp_path), use_cpu=True), context=64)
+    facts = hardware.hardware_facts(
+        CausalLMTrainingArguments(str(tmp_path), use_cpu=True), 64, tiny_model("modern-1m").config
+    )
     assert facts == {
         "precision": "bf16",
         "attention": "short_windows",

@@ -4,14 +4,25 @@ import json
 
 import pytest
 import torch
-from helpers import call, interrupted, run_python, same_weights, save_base
+from helpers import call, interrupted, run_python, same_weights, save_base, write_rows
 from safetensors.torch import load_file
 
+from modeling_gptlite.errors import UserError
 from modeling_gptlite.runs import auto, tuning
 from modeling_gptlite.runs.advice import suggest_base
 from modeling_gptlite.runs.auto import Facts, resolve
 from modeling_gptlite.runs.train import start_from
-from modeling_gptlite.runs.tuning import LORA_RANK, LORA_RATE, RATE, Base, choose_base, intervals, spread, tune
+from modeling_gptlite.runs.tuning import (
+    LORA_RANK,
+    LORA_RATE,
+    RATE,
+    Base,
+    choose_base,
+    describe,
+    intervals,
+    spread,
+    tune,
+)
 from modeling_gptlite.training.arguments import ArgumentError
 from modeling_gptlite.training.timing import Costs
 from scripts import train
@@ -103,12 +114,13 @@ def test_steps_grow_where_there_is_time_for_many():
     assert [spread(chosen, steps) for steps in (10, 399, 400, 1000, 10**6)] == [1, 1, 2, 5, 10]
 
 
-@pytest.mark.parametrize(("steps", "evaluations"), [(1, 4), (3, 4), (4, 4), (103, 4), (90, 1)])
+@pytest.mark.parametrize(("steps", "evaluations"), [(1, 4), (3, 4), (4, 4), (7, 4), (15, 4), (103, 4), (90, 1)])
 def test_the_last_step_is_evaluated_and_saved(steps, evaluations):
     fitted = intervals(steps, evaluations)
     assert 0 < fitted["max_steps"] <= steps
     assert fitted["max_steps"] % fitted["eval_steps"] == 0
     assert fitted["max_steps"] > steps - max(evaluations, 1)
+    assert fitted["max_steps"] // fitted["eval_steps"] <= evaluations
     assert fitted["eval_steps"] == fitted["save_steps"]
 
 
@@ -145,6 +157,49 @@ def test_a_short_text_is_read_twice():
 def test_steps_that_are_given_are_taken(given, steps):
     resolved = resolve({**MODEL, **given}, Facts(76_800, base=BASE), lambda _: pytest.fail("measured"), memory=enough)
     assert {name: resolved.settings[name] for name in steps} == steps
+
+
+@pytest.mark.parametrize(
+    ("examples", "longest", "context", "windows"),
+    [((2000, 60), 8192, 60, 17), ((300, 3000), 8192, 768, 1), ((50, 40), 32, 32, 32)],
+)
+def test_examples_are_counted_and_not_their_tokens(examples, longest, context, windows):
+    facts = Facts(120_000, divides=False, examples=examples, base=Base(longest))
+    resolved = resolve(MODEL, facts, lambda _: pytest.fail("measured"), memory=enough)
+    chosen = resolved.settings
+    assert (chosen["context_length"], chosen["per_device_train_batch_size"]) == (context, windows)
+    seen = chosen["max_steps"] * chosen["gradient_accumulation_steps"] * windows
+    assert seen == pytest.approx(2 * examples[0], rel=0.25)
+
+
+@pytest.mark.parametrize(("minutes", "is_compiled"), [({}, True), ({"minutes": 1.0}, False)])
+def test_compilation_is_decided_for_the_batch_that_was_chosen(minutes, is_compiled, monkeypatch):
+    monkeypatch.setattr(auto, "compiling_pays", lambda seconds: seconds > 200)
+    measured = []
+    facts = Facts(76_800, steps=None, base=BASE)
+    settings = {**MODEL, **minutes, "torch_compile": "auto"}
+    resolved = resolve(settings, facts, lambda each: measured.append(each) or COSTS, memory=enough)
+    assert resolved.settings["torch_compile"] is is_compiled  # 200 steps of 3 seconds
+    assert [each["context_length"] for each in measured] == [768]
+
+
+def test_evaluations_at_given_intervals_are_part_of_the_minutes():
+    given = {**MODEL, "minutes": 10.0, "eval_steps": 10, "gradient_accumulation_steps": 1}
+    settings = resolve(given, Facts(10**7, base=BASE), lambda _: COSTS, memory=enough).settings
+    steps = settings["max_steps"]
+    seconds = COSTS.start + steps * 3 + 10 + steps // 10 * (10 + 2) + COSTS.finish
+    assert 0.9 * 600 < seconds <= 600
+
+
+def test_without_peft_there_is_no_lora(monkeypatch):
+    monkeypatch.setattr(tuning, "is_peft_available", lambda: False)
+    with pytest.raises(ArgumentError, match=r'pip install "gptlite\[finetune\]" for LoRA'):
+        tune(MODEL, BASE, TOKENS, memory_of(0.1))
+
+
+def test_the_line_names_what_is_trained():
+    lora = {"lora_r": 8, "freeze_embeddings": True, "per_device_train_batch_size": 1, "context_length": 64}
+    assert describe({**lora, "learning_rate": 1e-3}, {}).startswith("fine-tuning LoRA of rank 8: 1 x 64 tokens")
 
 
 def test_processes_share_the_passes():
@@ -262,6 +317,23 @@ def test_the_bare_command_fine_tunes_every_class(kind, bases, text, tmp_path):
     changed = [name for name in tuned if not torch.equal(base[name], tuned[name])]
     assert changed
     assert not any("embed_tokens" in name or "wte" in name or "embed_in" in name for name in changed)
+
+
+def test_rows_are_fine_tuned_with_nothing_else_given(bases, tmp_path):
+    rows = [{"prompt": f"{number} and one? ", "completion": str(number + 1)} for number in range(200)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    record = start_from(**given(bases, file, tmp_path / "run")).train()
+    arguments, steps = record["arguments"], record["results"]["steps"]
+    seen = steps * arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+    assert seen == pytest.approx(2 * record["data"]["train_examples"], rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["preset", "model_overrides"])
+def test_what_only_a_new_model_has_is_refused(name, bases, text, tmp_path):
+    value = {"preset": "modern-1m", "model_overrides": {"hidden_dropout": 0.1}}[name]
+    with pytest.raises(UserError, match=f"--{name} is for a new model"):
+        start_from(**given(bases, text, tmp_path / "run", **{name: value}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_lora_that_was_chosen_is_merged_and_lora_that_was_given_is_kept(bases, text, tmp_path, monkeypatch):

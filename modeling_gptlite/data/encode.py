@@ -127,6 +127,7 @@ class EncodedText:
     facts: dict[str, Any]
     replacement: bool = False
     divides = True  # a window can be cut into shorter ones
+    examples = None
 
     @property
     def train_tokens(self) -> int:
@@ -166,6 +167,11 @@ class EncodedExamples:
     @property
     def train_tokens(self) -> int:
         return sum(map(len, self.train))
+
+    @property
+    def examples(self) -> tuple[int, int]:
+        """The number of rows to train on, and the tokens of the longest of all rows."""
+        return len(self.train), max(map(len, [*self.train, *self.validation]), default=0)
 
     def samples_per_epoch(self, context: int) -> float:
         return sum(row.fits(context) for row in self.train)

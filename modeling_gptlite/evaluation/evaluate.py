@@ -7,6 +7,7 @@ print(table(evaluation))
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,13 +207,15 @@ def evaluate_predictions(
     Args:
         trained: The context length unless the settings have one; None for the model's maximum.
     """
-    longest = model.config.max_position_embeddings
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     context = settings.context_length or min(trained or longest, longest)
+    if context == math.inf:
+        raise UserError("the model has no longest context: give --context_length")
     if not 1 <= context <= longest:
         raise UserError(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
-    windows = EvaluationWindows(split.validation_ids, context)
+    windows = EvaluationWindows(split.validation_ids, context := int(context))
     precision = inference_precision(model)
     size = settings.batch_size if model.num_parameters() < LARGE else max(1, min(settings.batch_size, 4096 // context))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):

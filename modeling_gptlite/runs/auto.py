@@ -8,8 +8,9 @@ print(resolved.settings)  # {"minutes": 10, "model_overrides": '{"hidden_size": 
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..training.arguments import ArgumentError
@@ -33,6 +34,7 @@ class Facts:
     Attributes:
         train_tokens: Tokens of the training split.
         divides: Whether windows can be cut into pieces (`short_context`); examples cannot.
+        examples: Rows of the training split, and the tokens of the longest, if it consists of examples.
         steps: Number of optimizer steps, if the settings determine it.
         processes: That train together.
         base: The pretrained model whose fine-tuning is chosen here; None if the settings and their defaults say it all.
@@ -40,6 +42,7 @@ class Facts:
 
     train_tokens: int
     divides: bool = True
+    examples: tuple[int, int] | None = None
     steps: int | None = None
     processes: int = 1
     base: tuning.Base | None = None
@@ -104,14 +107,14 @@ def resolve(
     if chooses_size(settings):
         size, recorded[AUTO] = choose(settings, facts.train_tokens, costs_of, elapsed, facts.divides)
         resolved = apply(recorded[AUTO], settings)
+    if facts.base is not None:
+        return tune(settings, facts, costs_of, elapsed, memory)
     if resolved.get("torch_compile") == AUTO:
         resolved["torch_compile"] = False
         seconds = 60 * settings.get("minutes", 0)
         if facts.steps is not None:
             seconds = facts.steps * step_seconds(costs_of(resolved), resolved)
         resolved["torch_compile"] = compiling_pays(seconds)
-    if facts.base is not None:
-        return tune(resolved, facts, costs_of, elapsed, memory)
     lines = _describe(resolved, recorded)
     if "minutes" in settings:
         fitted, counted = _fill(resolved, facts.train_tokens, size, costs_of, elapsed)
@@ -202,11 +205,18 @@ def tune(
 ) -> Resolved:
     """Decide how to fine-tune a pretrained model, as `resolve` does."""
     assert facts.base is not None
-    chosen = tuning.tune(settings, facts.base, facts.train_tokens, memory)
+    compiles = settings.get("torch_compile") == AUTO
+    if compiles:
+        settings = {**settings, "torch_compile": compiling_pays(60 * settings.get("minutes", 0))}
+    base, tokens = facts.base, float(facts.train_tokens)
+    if facts.examples is not None:  # a batch has one example where a text has a window
+        base, tokens = replace(base, longest=min(facts.examples[1], base.longest or facts.examples[1])), math.inf
+    chosen = tuning.tune(settings, base, tokens, memory)
     tuned: dict[str, Any] = {**settings, **chosen}
     windows = tuned["per_device_train_batch_size"] * facts.processes * settings.get("gradient_accumulation_steps", 1)
     passes = settings.get("num_train_epochs", tuning.PASSES)
-    steps: float = settings.get("max_steps") or passes * facts.train_tokens / (windows * tuned["context_length"])
+    samples = facts.train_tokens / tuned["context_length"] if facts.examples is None else facts.examples[0]
+    steps: float = settings.get("max_steps") or passes * samples / windows
     recorded: dict[str, Any] = {}
     costs, evaluations = None, tuning.EVALUATIONS
     if "minutes" in settings:
@@ -221,6 +231,9 @@ def tune(
         fitted["eval_steps"] = fitted["save_steps"] = settings[given.pop()]
     chosen |= {name: value for name, value in fitted.items() if name not in settings}
     resolved = {**chosen, **settings}
+    if compiles and costs is None:
+        seconds = resolved["max_steps"] * resolved["gradient_accumulation_steps"] * measure(tuned).step
+        resolved["torch_compile"] = compiling_pays(seconds)
     lines: tuple[str, ...] = (tuning.describe(resolved, chosen),)
     if costs is not None:
         recorded["seconds_per_step"] = costs.step * accumulated
@@ -235,10 +248,12 @@ def _divide_time(costs: Costs, settings: Mapping[str, Any], elapsed: float) -> t
     each = costs.evaluation + costs.checkpoint
     evaluations = max(1, min(tuning.EVALUATIONS, int(EVALUATION_SHARE * seconds / each)))
     before = settings["eval_on_start"] and costs.evaluation <= EVALUATION_SHARE / 2 * seconds
-    seconds -= evaluations * each + before * costs.evaluation
-    if seconds < costs.step:
-        needed = minutes + (costs.step - seconds) / (1 - RESERVE) / 60
+    interval = settings.get("eval_steps", settings.get("save_steps", 0))
+    step = costs.step + (each / interval if interval >= 1 else 0.0)  # with its share of the evaluations
+    seconds -= before * costs.evaluation + (0.0 if interval >= 1 else evaluations * each)
+    if seconds < step:
+        needed = minutes + (step - seconds) / (1 - RESERVE) / 60
         raise ArgumentError(
             f"--minutes {minutes:g} is too short: loading, evaluation and one step take {needed:.1f} minutes"
         )
-    return before, evaluations, seconds / costs.step
+    return before, evaluations, seconds / step

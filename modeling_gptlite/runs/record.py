@@ -134,7 +134,7 @@ def run_facts(
         **({"budget": dict(budget)} if budget else {}),
         "environment": {
             **describe_environment(training.device),
-            "choices": hardware_facts(training, getattr(data.train, "context", math.inf)),
+            "choices": hardware_facts(training, getattr(data.train, "context", math.inf), model.config),
         },
         "data": data.facts,
         "parameters": model.num_parameters(),

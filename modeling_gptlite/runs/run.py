@@ -185,10 +185,11 @@ class Run:
     def _loss(self, model: PreTrainedModel, step: int) -> float:
         """The validation loss of the weights of `step`.
 
-        With `eval_on_start` it is the one that training measured: in the same precision as the one before training.
+        With `eval_on_start` it is the one that training measured: in the same precision as the one before training. The
+        same holds for a run whose fine-tuning was chosen, which may leave out the one before.
         """
         state, training, losses = self.trainer.state, self.args.training, self._losses()
-        if training.eval_on_start and step in losses:
+        if (training.eval_on_start or "tuned" in self.identity) and step in losses:
             return losses[step]
         with autocast(training) if training.eval_on_start else contextlib.nullcontext():
             loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)

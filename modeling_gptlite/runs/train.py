@@ -5,6 +5,7 @@ record = run.train()  # the same two lines resume a run that was interrupted
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     settings = read(settings)
     asked = parse(settings)  # mistakes are refused before anything is read
     auto.check(settings)
-    check_model(asked)
+    check_model(asked, settings)
     for each in teacher_settings(settings)[:1]:
         parse(each)
     check_output_dir(asked.training)
@@ -108,8 +109,9 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
         resolved = auto.resume(settings, recorded_run(unfinished))
     else:
         measure = Measure(inputs, began)
-        steps, base = count_steps(settings, text, tokenizer), pretrained_base(asked.model, added)
-        known = auto.Facts(text.train_tokens, text.divides, steps, asked.training.world_size, base)
+        base = pretrained_base(asked.model, added)
+        steps = None if base else count_steps(settings, text, tokenizer)
+        known = auto.Facts(text.train_tokens, text.divides, text.examples, steps, asked.training.world_size, base)
         resolved = auto.resolve(settings, known, measure, measure.elapsed, measure.memory)
     for line in resolved.lines:
         log(line)
@@ -217,6 +219,8 @@ class Measure:
         config = model_config(args.model, self.tokenizer)
         context = context_length(config, args.data.context_length)
         needed = training_memory(config, args.training, context, args.model.lora_r, args.model.freeze_embeddings)
+        if args.training.device.type == "cpu":  # which all processes of a machine share
+            needed *= int(os.environ.get("LOCAL_WORLD_SIZE") or args.training.world_size)
         return broadcast_object_list([(needed, free_memory(args.training.device))])[0]
 
     def elapsed(self) -> float:

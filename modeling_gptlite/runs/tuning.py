@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from transformers.utils import is_peft_available
+
 from ..training.arguments import ArgumentError
 from .settings import defaults, left_open
 
@@ -109,7 +111,7 @@ def choose_base(language: str | None, beginning: str, free: int) -> Named:
 # ---- How to fine-tune it -------------------------------------------------------------------------------------------
 
 
-def tune(settings: Mapping[str, Any], base: Base, train_tokens: int, memory: Memory) -> dict[str, Any]:
+def tune(settings: Mapping[str, Any], base: Base, train_tokens: float, memory: Memory) -> dict[str, Any]:
     """The settings that a run leaves open, but for the number of steps.
 
     All weights except the embeddings are trained if there is memory for it, else LoRA matrices; with activations that
@@ -127,13 +129,14 @@ def tune(settings: Mapping[str, Any], base: Base, train_tokens: int, memory: Mem
         if needed <= FREE_SHARE * free:
             return left_open(option, settings)
     least = needed / FREE_SHARE
+    lora = "" if is_peft_available() else ', or pip install "gptlite[finetune]" for LoRA, which needs less'
     raise ArgumentError(
         f"training needs at least {least / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: close "
-        "other programs, or give a smaller model with --model_name_or_path"
+        f"other programs, or give a smaller model with --model_name_or_path{lora}"
     )
 
 
-def _options(settings: Mapping[str, Any], base: Base, train_tokens: int) -> Iterator[dict[str, Any]]:
+def _options(settings: Mapping[str, Any], base: Base, train_tokens: float) -> Iterator[dict[str, Any]]:
     """Ways to train, the best one first; the last one needs the least memory."""
     context = min(CONTEXT, base.longest or CONTEXT)
     while context > 32 and 10 * context > train_tokens:  # the validation split has a ninth of the tokens
@@ -141,7 +144,7 @@ def _options(settings: Mapping[str, Any], base: Base, train_tokens: int) -> Iter
     contexts = [settings["context_length"]] if "context_length" in settings else [context, context // 2, context // 4]
     full: dict[str, Any] = {"learning_rate": RATE, "freeze_embeddings": not base.new_tokens}
     lora: dict[str, Any] = {"learning_rate": LORA_RATE, "lora_r": LORA_RANK}
-    ways = [lora] if "lora_r" in settings else [full, lora]
+    ways = [lora] if "lora_r" in settings else [full, lora] if is_peft_available() else [full]
     for way, length, twice in itertools.product(ways, contexts, (False, True)):
         windows = max(1, TOKENS_PER_STEP // contexts[0])
         batch = {"context_length": length, "per_device_train_batch_size": windows}
@@ -161,9 +164,17 @@ def spread(chosen: Mapping[str, Any], steps: float) -> int:
 
 
 def intervals(steps: int, evaluations: int) -> dict[str, int]:
-    """The numbers of steps of a run of about `steps` steps whose last one is evaluated and saved."""
-    every = max(1, steps // max(1, evaluations))
-    whole = max(every, steps - steps % every)
+    """The numbers of steps of a run of about `steps` steps whose last one is evaluated and saved.
+
+    Args:
+        evaluations: As many, or fewer.
+    """
+    every = steps = max(1, steps)
+    for count in range(evaluations, 0, -1):
+        every = max(1, steps // count)
+        if steps // every <= evaluations:
+            break
+    whole = steps - steps % every
     return {
         "max_steps": whole,
         "warmup_steps": math.ceil(WARMUP * whole),
@@ -176,7 +187,7 @@ def describe(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     """What was chosen and why, in one line."""
     rank = settings.get("lora_r")
     way = "all weights" if rank is None else f"LoRA of rank {rank}"
-    if settings.get("freeze_embeddings"):
+    if rank is None and settings.get("freeze_embeddings"):
         way = "all weights but the embeddings"
     if "lora_r" in chosen:
         way += ", because there is too little memory to train all weights"

@@ -67,6 +67,10 @@ class LiveLine(TrainerCallback):
         self.began = self.printed = time.perf_counter()
         self.first_step = state.global_step
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.first_step:
+            self.began = time.perf_counter()  # after the evaluation before training
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
@@ -97,7 +101,8 @@ class LiveLine(TrainerCallback):
             parts.append(f"loss {self.loss:.4f}")
         if self.validation_loss is not None:
             parts.append(f"val {self.validation_loss:.4f}{self.gap}")
-        parts += [f"{done * self.tokens_per_step / seconds:,.0f} tokens/s", f"{left // 60}:{left % 60:02d} left"]
+        if done:
+            parts += [f"{done * self.tokens_per_step / seconds:,.0f} tokens/s", f"{left // 60}:{left % 60:02d} left"]
         return " | ".join(parts)
 
 

@@ -1,6 +1,6 @@
 """What depends on the hardware is chosen here: precision, attention, the arithmetic of the optimizer.
 
-facts = hardware_facts(args, context=256)
+facts = hardware_facts(args, 256, model.config)
 print(describe(facts))  # bf16, not compiled, 1 x cpu
 """
 
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, TrainingArguments
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, TrainingArguments
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -63,12 +63,14 @@ def inference_precision(model) -> str:
     return "bf16" if model.num_parameters() >= LARGE and multiplies_bf16(model.device.type) else "fp32"
 
 
-def training_attention(args: TrainingArguments, context: float) -> str | None:
+def training_attention(args: TrainingArguments, context: float, config: PreTrainedConfig) -> str | None:
     """The attention to train windows of `context` tokens with; None for the model's own.
 
-    On a CPU in bf16, the backward pass of the fused kernel takes twice as long as eager attention on short windows.
+    On a CPU in bf16, the backward pass of the fused kernel takes twice as long as eager attention on short windows. A
+    model without the fused kernel keeps its own: it may limit the scores, or attend to a sink.
     """
-    is_slow = args.device.type == "cpu" and args.bf16 and context <= _SHORT
+    is_fused = config._attn_implementation == "sdpa"
+    is_slow = args.device.type == "cpu" and args.bf16 and context <= _SHORT and is_fused
     return SHORT_WINDOWS if is_slow else None
 
 
@@ -149,11 +151,11 @@ def compiling_pays(seconds: float) -> bool:
     return has_compiler and _COMPILED_SAVES * seconds > _COMPILING_SECONDS
 
 
-def hardware_facts(args: TrainingArguments, context: float) -> dict[str, Any]:
+def hardware_facts(args: TrainingArguments, context: float, config: PreTrainedConfig) -> dict[str, Any]:
     """All choices, in plain values for `run.json`."""
     return {
         "precision": precision(args),
-        "attention": training_attention(args, context) or "the model's",
+        "attention": training_attention(args, context, config) or "the model's",
         "compiled": args.torch_compile,
         "muon_dtype": str(newton_schulz_dtype(args.device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),

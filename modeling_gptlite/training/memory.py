@@ -50,7 +50,7 @@ def training_memory(
     text = config.get_text_config()
     with FakeTensorMode(), quiet_transformers():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if attention := training_attention(args, context):
+        if attention := training_attention(args, context, model.config):
             model.set_attn_implementation(attention)
         parameters = sum(p.numel() for p in model.parameters())
         linear = [

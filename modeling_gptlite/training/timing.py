@@ -97,7 +97,7 @@ def time_run(
     began = now()
     model = build().to(args.device)
     building = now() - began
-    if attention := training_attention(args, getattr(data.train, "context", math.inf)):
+    if attention := training_attention(args, getattr(data.train, "context", math.inf), model.config):
         model.set_attn_implementation(attention)
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):  # renamed in transformers 5.23
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()

@@ -107,7 +107,7 @@ class CausalLMTrainer(Trainer):
         self.began = time.time()
         keep_freed_memory()
         own_attention = self.model.config._attn_implementation
-        if faster := training_attention(self.args, getattr(self.train_dataset, "context", math.inf)):
+        if faster := training_attention(self.args, getattr(self.train_dataset, "context", math.inf), self.model.config):
             for model in (self.model, *self.teachers):
                 model.set_attn_implementation(faster)
         if self.teachers:
