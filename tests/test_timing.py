@@ -51,6 +51,7 @@ def test_each_part_is_what_the_clock_says(tmp_path, ticking):
     assert costs.step == costs.short_step == pytest.approx(2 / 3)
     assert costs.evaluation == 4 * 1 + 1  # four batches and a sample
     assert costs.finish == 4 * 1 + 2
+    assert (costs.sample, costs.last_sample) == (1, 2)
     assert costs.tokens_per_step == 4 * 32
 
 
@@ -71,7 +72,7 @@ def test_short_windows_are_timed_apart(tmp_path, ticking):
     ids=["muon", "the trainer's", "bf16"],
 )
 def test_every_kind_of_training_is_timed(settings, tmp_path):
-    costs, _ = time_run(tmp_path, minutes=0.01, **settings)
+    costs, _ = time_run(tmp_path, lengths=(1, 1), minutes=0.01, **settings)
     assert all(value > 0 for value in vars(costs).values())
 
 

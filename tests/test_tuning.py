@@ -7,7 +7,6 @@ import torch
 from helpers import call, interrupted, run_python, same_weights, save_base, write_rows
 from safetensors.torch import load_file
 
-from modeling_gptlite.errors import UserError
 from modeling_gptlite.runs import auto, tuning
 from modeling_gptlite.runs.advice import suggest_base
 from modeling_gptlite.runs.auto import Facts, resolve
@@ -326,14 +325,6 @@ def test_rows_are_fine_tuned_with_nothing_else_given(bases, tmp_path):
     arguments, steps = record["arguments"], record["results"]["steps"]
     seen = steps * arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
     assert seen == pytest.approx(2 * record["data"]["train_examples"], rel=0.25)
-
-
-@pytest.mark.parametrize("name", ["preset", "model_overrides"])
-def test_what_only_a_new_model_has_is_refused(name, bases, text, tmp_path):
-    value = {"preset": "modern-1m", "model_overrides": {"hidden_dropout": 0.1}}[name]
-    with pytest.raises(UserError, match=f"--{name} is for a new model"):
-        start_from(**given(bases, text, tmp_path / "run", **{name: value}))
-    assert not (tmp_path / "run").exists()
 
 
 def test_lora_that_was_chosen_is_merged_and_lora_that_was_given_is_kept(bases, text, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ model = build_model(ModelArguments(preset="modern-1m"), tokenizer, added)
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,12 @@ class ModelError(UserError, ValueError):
     """The model that was asked for cannot be built, or cannot be trained as asked."""
 
 
-def check_model(args: Arguments, given: Collection[str]) -> None:
-    """Raise `ModelError` if what is asked for cannot be trained or published, before anything is read.
-
-    Args:
-        given: Names of the settings that are not left to their defaults.
-    """
+def check_model(args: Arguments) -> None:
+    """Raise `ModelError` if what is asked for cannot be trained or published, before anything is read."""
     model, name = args.model, str(args.model.model_name_or_path)
     read_overrides(model)
     if model.teachers and args.training.label_smoothing_factor:
         raise ModelError("--label_smoothing_factor would have no effect beside --teachers: leave out one of them")
-    for unused in ("preset", "model_overrides"):
-        if model.model_name_or_path and unused in given:
-            raise ModelError(f"--{unused} is for a new model; a saved one keeps its configuration: leave it out")
     if model.model_name_or_path and model.tokenizer in BUILT_TOKENIZERS:
         raise ModelError(
             f"--tokenizer {model.tokenizer} builds a new vocabulary, and a saved model keeps its own; leave it out"

@@ -86,7 +86,7 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     settings = read(settings)
     asked = parse(settings)  # mistakes are refused before anything is read
     auto.check(settings)
-    check_model(asked, settings)
+    check_model(asked)
     for each in teacher_settings(settings)[:1]:
         parse(each)
     check_output_dir(asked.training)
