@@ -27,6 +27,7 @@ from modeling_gptlite import GPTLiteConfig
 from modeling_gptlite.data.sources import Source
 from modeling_gptlite.runs.model import ModelError, build_model, check_saved, load_or_build_tokenizer
 from modeling_gptlite.runs.settings import ModelArguments
+from modeling_gptlite.runs.train import start_from
 from scripts import evaluate, generate, train
 from tokenization import add_characters, build_char_tokenizer, encode_corpus, tokenizer_state
 
@@ -190,19 +191,17 @@ def test_a_separator_that_is_also_the_unknown_token_is_not_called_unknown(gpt2, 
     assert "vocabulary" not in capsys.readouterr().out
 
 
-def test_a_model_without_a_stated_context_needs_one(text_file, tmp_path, capsys):
+def test_a_model_without_a_stated_context_gets_one(text_file, tmp_path):
     tokenizer = build_char_tokenizer(TEXT)
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     tokenizer.save_pretrained(tmp_path / "mamba")
-    argv = [
-        f"--train_file={text_file}",
-        f"--model_name_or_path={tmp_path / 'mamba'}",
-        f"--output_dir={tmp_path / 'run'}",
-    ]
-    refused(train.main, *argv, capsys=capsys, told=["mamba", "--context_length"])
-    train_tiny(text_file, tmp_path / "run", *argv[1:2], "--context_length=16", "--max_steps=2", "--optimizer=adamw")
-    assert results(tmp_path / "run")["steps"] == 2
+    settings = {"train_file": str(text_file), "model_name_or_path": str(tmp_path / "mamba"), "max_steps": 2}
+    start_from(**settings, output_dir=str(tmp_path / "run"), sample_length=0, eval_sample_length=0).train()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["context_length"] == 768
+    evaluate.main([f"--model={tmp_path / 'run'}", f"--train_file={text_file}", "--num_samples=0"])
+    train_tiny(text_file, tmp_path / "short", f"--model_name_or_path={tmp_path / 'mamba'}", "--context_length=16")
+    assert results(tmp_path / "short")["steps"] == 20
 
 
 def test_tied_weights_are_not_reported_as_missing(gpt2, text_file, tmp_path, caplog):
