@@ -5,13 +5,14 @@ python -m benchmarks.picture   # updates docs/images/loss_over_time.png and docs
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from benchmarks.common import RESULTS, ROOT
-from benchmarks.table import by_road, pretrained_records
+from benchmarks.table import by_road, pretrained_records, untouched
 
 
 IMAGES = ROOT / "docs" / "images"
@@ -28,21 +29,23 @@ def curves() -> dict[str, dict]:
 
 def draw(by_kind: dict[str, dict], path: Path) -> None:
     """Save a plot of validation loss over seconds of training, with one panel for each kind of CPU."""
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(max(5, 3.6 * len(by_kind)), 4.2), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(by_kind), sharey=True, squeeze=False)[0]
     for axes, (kind, record) in zip(panels, by_kind.items(), strict=True):
         ours, others = itertools.cycle(COLORS), itertools.cycle(OTHERS)
         for name, curve in record["curves"].items():
             color = next(others) if "GPT" in name else next(ours)
             seconds, losses = zip(*curve, strict=True)
-            label = f"{name.split(' --eval')[0]}: {losses[-1]:.3f}"  # how often it is evaluated is to be seen
+            shown = re.sub(r" --max_steps (\d+) .*", r", \1 steps", name)  # how often it is evaluated is to be seen
+            label = f"{shown}: {losses[-1]:.3f}"
             axes.plot(seconds, losses, color=color, marker="o", markersize=3, label=label)
-        axes.set(title=f"{record['environment']['hardware']}, {kind}", xlabel="seconds of training", xscale="log")
+        axes.set(title=f"{record['environment']['hardware']}\n{kind}", xlabel="seconds of training", xscale="log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(axes.get_title(), fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
     panels[0].set_ylabel("validation loss (nats per character)")
     figure.savefig(path, metadata={"Software": None})
 
@@ -70,8 +73,8 @@ def draw_roads(runs: dict[str, dict], path: Path) -> None:
                 axes.annotate(
                     f"{value:.2f}", (each, value), (0, 6), textcoords="offset points", fontsize=8, ha="center"
                 )
-            if (before := found[0]["before"]) is not None:
-                axes.axhline(before, color=color, linestyle=":", linewidth=1, label="SmolLM2-135M, untouched")
+        if (before := dict(untouched(by_road(runs))).get(text)) is not None:
+            axes.axhline(before, color=COLORS[0], linestyle=":", linewidth=1, label="SmolLM2-135M, untouched")
         axes.set(title=text, xlabel="minutes of training", xscale="log")
         axes.set_xticks(sorted({each for by_minutes in roads.values() for each in by_minutes}), minor=False)
         axes.minorticks_off()

@@ -177,14 +177,22 @@ def by_road(runs: dict[str, dict]) -> dict[tuple[str, float], dict[str, dict]]:
     return dict(sorted(found.items()))
 
 
+def untouched(runs: dict[tuple[str, float], dict[str, dict]]) -> Iterator[tuple[str, float]]:
+    """Texts, and their bits per character before training: a run of a minute has no time to measure them."""
+    for (text, _), roads in runs.items():
+        if (before := roads.get("pretrained", {}).get("before")) is not None:
+            yield text, before
+
+
 def runs_table() -> str:
     """Whole runs from a pretrained model and from scratch, in bits per character."""
     lines = []
     for record in pretrained_records():
-        found = []
-        for (text, minutes), roads in by_road(record.get("runs", {})).items():
+        found, runs = [], by_road(record.get("runs", {}))
+        before = dict(untouched(runs))
+        for (text, minutes), roads in runs.items():
             tuned, new = roads.get("pretrained", {}), roads.get("scratch", {})
-            cells = (tuned.get("before"), tuned.get("bits_per_character"), new.get("bits_per_character"))
+            cells = (before.get(text), tuned.get("bits_per_character"), new.get("bits_per_character"))
             peaks = (f"{road['peak_gigabytes']:.1f}" for road in (tuned, new) if road)
             shown = ("" if cell is None else f"{cell:.3f}" for cell in cells)
             found.append((text, f"{minutes:g}", *shown, " / ".join(peaks)))
