@@ -24,6 +24,7 @@ from modeling_gptlite.runs.tuning import (
 )
 from modeling_gptlite.training.arguments import ArgumentError
 from modeling_gptlite.training.timing import Costs
+from modeling_gptlite.training.trainer import CausalLMTrainer
 from scripts import train
 
 
@@ -331,8 +332,12 @@ def test_lora_that_was_chosen_is_merged_and_lora_that_was_given_is_kept(bases, t
     pytest.importorskip("peft")
     lora_only = lambda self, settings: (int("lora_r" not in settings), 0)  # noqa: E731
     monkeypatch.setattr("modeling_gptlite.runs.train.Measure.memory", lora_only)
-    record = start_from(**given(bases, text, tmp_path / "chosen")).train()
+    monkeypatch.setattr(CausalLMTrainer, "init_hf_repo", lambda self: None)
+    monkeypatch.setattr(CausalLMTrainer, "push_saved", lambda self, *_: pushed.append(self.state.global_step))
+    pushed: list[int] = []
+    record = start_from(**given(bases, text, tmp_path / "chosen"), push_to_hub=True).train()
     assert record["lora_merged"]
+    assert pushed == [record["results"]["steps"]]  # no checkpoint, which is an adapter of a local folder
     assert record["results"]["loss"] < record["results"]["loss_before"]
     assert not (tmp_path / "chosen" / "adapter_config.json").exists()
     assert "Llama" in run_python(

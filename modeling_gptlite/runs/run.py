@@ -91,6 +91,7 @@ class Run:
             card=self.interim_card,
             run=identity,
         )
+        self.trainer.pushes &= not facts["lora_merged"]  # a checkpoint is an adapter, and only the whole is published
         self.trainer.remove_callback(transformers.PrinterCallback)
 
     def train(self) -> dict[str, Any]:
