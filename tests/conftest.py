@@ -76,7 +76,7 @@ SLOW = {
     "test_model.py::test_attention_implementations_agree",
     "test_model.py::test_compiled_attention_is_causal_without_a_mask",
     "test_model.py::test_forward_compiles_as_one_graph",
-    "test_notebooks.py::test_fine_tuning_goes_from_the_hub_to_a_push",
+    "test_notebooks.py::test_fine_tuning_goes_from_a_base_to_a_push",
     "test_notebooks.py::test_the_tour_goes_from_text_to_a_push",
     "test_old_folders.py",
     "test_onnx.py",

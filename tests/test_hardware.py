@@ -100,7 +100,7 @@ def test_auto_precision_follows_the_cpu_and_a_given_one_does_not(bf16, tmp_path,
     [
         ("cpu", True, False, 256, "sdpa", "short_windows"),
         ("cpu", True, False, 1025, "sdpa", None),
-        ("cpu", True, True, 256, "sdpa", "short_windows"),
+        ("cpu", True, True, 256, "flex_attention", "short_windows"),
         ("cpu", False, False, 256, "sdpa", None),
         ("cuda", True, False, 256, "sdpa", None),
         ("cpu", True, False, 256, "eager", None),  # of Gemma 2, which limits the scores

@@ -25,6 +25,7 @@ class Parent:
 PARENTS = [
     Parent(Trainer, "_save_checkpoint", "self model trial", "checkpoints get a manifest: CausalLMTrainer"),
     Parent(Trainer, "_get_output_dir", "self trial", "checkpoints are saved in a temporary folder: CausalLMTrainer"),
+    Parent(Trainer, "_determine_best_metric", "self metrics trial", "the best weights are saved: CausalLMTrainer"),
     Parent(Trainer, "_load_best_model", "self", "a damaged best checkpoint is not loaded: CausalLMTrainer"),
     Parent(Trainer, "save_model", "self output_dir _internal_call", "deletes training_args.bin: CausalLMTrainer"),
     Parent(Trainer, "evaluation_loop", None, "the loss over all targets: CausalLMTrainer"),

@@ -67,9 +67,9 @@ def training_attention(args: TrainingArguments, context: float, config: PreTrain
     """The attention to train windows of `context` tokens with; None for the model's own.
 
     On a CPU in bf16, the backward pass of the fused kernel takes twice as long as eager attention on short windows. A
-    model without the fused kernel keeps its own: it may limit the scores, or attend to a sink.
+    model with eager attention of its own keeps it: it may limit the scores, or attend to a sink.
     """
-    is_fused = config._attn_implementation == "sdpa"
+    is_fused = config._attn_implementation != "eager"
     is_slow = args.device.type == "cpu" and args.bf16 and context <= _SHORT and is_fused
     return SHORT_WINDOWS if is_slow else None
 
