@@ -1,6 +1,7 @@
 """How the fine-tuning of a pretrained model is chosen, and what comes of it with models of four classes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from modeling_gptlite.runs import auto, tuning
 from modeling_gptlite.runs.advice import suggest_base
 from modeling_gptlite.runs.auto import Facts, resolve
-from modeling_gptlite.runs.train import start_from
+from modeling_gptlite.runs.train import Measure, start_from
 from modeling_gptlite.runs.tuning import (
     LORA_RANK,
     LORA_RATE,
@@ -326,6 +327,26 @@ def test_rows_are_fine_tuned_with_nothing_else_given(bases, tmp_path):
     arguments, steps = record["arguments"], record["results"]["steps"]
     seen = steps * arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
     assert seen == pytest.approx(2 * record["data"]["train_examples"], rel=0.25)
+
+
+def test_the_evaluation_before_training_is_not_a_step(bases, text, tmp_path, capsys):
+    start_from(**given(bases, text, tmp_path / "run", max_steps=2, eval_steps=1)).train()
+    first, *later = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step "))
+    assert re.fullmatch(r"step 0/2 \| val \d+\.\d+", first)
+    assert all("tokens/s" in line for line in later)
+
+
+def test_the_memory_of_a_machine_is_shared_by_its_processes(bases, text, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tuning, "FREE_SHARE", 1e-9)
+    measured = Measure.memory
+    monkeypatch.setattr(Measure, "memory", lambda self, settings: asked.append(measured(self, settings)) or asked[-1])
+    for processes in ("1", "2"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        with pytest.raises(ArgumentError, match="training needs at least"):
+            start_from(**given(bases, text, tmp_path / "run"))
+    half = len(asked) // 2
+    assert [need for need, _ in asked[half:]] == [2 * need for need, _ in asked[:half]]
 
 
 def test_lora_that_was_chosen_is_merged_and_lora_that_was_given_is_kept(bases, text, tmp_path, monkeypatch):
