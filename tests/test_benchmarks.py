@@ -253,7 +253,11 @@ def test_both_roads_are_drawn_over_the_minutes(tmp_path, monkeypatch):
 def test_a_time_budget_is_measured(text_file):
     from benchmarks import budgets
 
-    small = ['--model_overrides={"hidden_size": 32, "num_hidden_layers": 1}', "--eval_sample_length=0"]
+    small = [
+        '--model_overrides={"hidden_size": 32, "num_hidden_layers": 1}',
+        "--eval_sample_length=0",
+        "--sample_length=0",
+    ]
     figures = budgets.run(str(text_file), 0.1, "auto", *small)
     assert 0 < figures["training_seconds"] < 10
     assert figures["steps"] > 0

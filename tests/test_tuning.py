@@ -173,7 +173,7 @@ def test_examples_are_counted_and_not_their_tokens(examples, longest, context, w
     assert seen == pytest.approx(2 * examples[0], rel=0.25)
 
 
-@pytest.mark.parametrize(("minutes", "is_compiled"), [({}, True), ({"minutes": 1.0}, False)])
+@pytest.mark.parametrize(("minutes", "is_compiled"), [({}, True), ({"minutes": 3.0}, False), ({"minutes": 5.0}, True)])
 def test_compilation_is_decided_for_the_batch_that_was_chosen(minutes, is_compiled, monkeypatch):
     monkeypatch.setattr(auto, "compiling_pays", lambda seconds: seconds > 200)
     measured = []
@@ -182,6 +182,7 @@ def test_compilation_is_decided_for_the_batch_that_was_chosen(minutes, is_compil
     resolved = resolve(settings, facts, lambda each: measured.append(each) or COSTS, memory=enough)
     assert resolved.settings["torch_compile"] is is_compiled  # 200 steps of 3 seconds
     assert [each["context_length"] for each in measured] == [768]
+    assert [each["torch_compile"] for each in measured] == [is_compiled if minutes else False]
 
 
 def test_evaluations_at_given_intervals_are_part_of_the_minutes():
@@ -334,6 +335,13 @@ def test_the_evaluation_before_training_is_not_a_step(bases, text, tmp_path, cap
     first, *later = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step "))
     assert re.fullmatch(r"step 0/2 \| val \d+\.\d+", first)
     assert all("tokens/s" in line for line in later)
+
+
+def test_the_loss_is_that_of_training_also_without_an_evaluation_before_it(bases, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_gptlite.runs.run.evaluate_loss", lambda *_: pytest.fail("evaluated again"))
+    record = start_from(**given(bases, text, tmp_path / "run", max_steps=2, eval_on_start=False)).train()
+    measured = [row["eval_loss"] for row in record["log_history"] if "eval_loss" in row]
+    assert record["results"]["loss"] == min(measured)
 
 
 def test_the_memory_of_a_machine_is_shared_by_its_processes(bases, text, tmp_path, monkeypatch):

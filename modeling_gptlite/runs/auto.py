@@ -20,9 +20,9 @@ from . import tuning
 from .sizes import AUTO, Measure, Size, apply, choose, chooses_size
 from .steps import EVALUATION_SHARE, FITTED, MOST_STEPS, RESERVE, fit, step_seconds
 from .teachers import around_steps, teacher_seconds, teacher_settings, timed_as
+from .tuning import TUNED
 
 
-TUNED = "tuned"  # in the record of a run: how to fine-tune, as it was chosen
 # Settings without which a run is timed
 UNTIMED = ("max_steps", "warmup_steps", "weight_decay", "teachers", "teacher_overrides")
 

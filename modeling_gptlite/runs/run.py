@@ -35,6 +35,7 @@ from .record import Clock, make_record, summary, write_run
 from .resume import ResumeError, check_output_dir, check_same_run, find_checkpoint
 from .settings import Arguments
 from .teachers import Teachers
+from .tuning import TUNED
 
 
 class Interrupted(KeyboardInterrupt):
@@ -190,7 +191,7 @@ class Run:
         same holds for a run whose fine-tuning was chosen, which may leave out the one before.
         """
         state, training, losses = self.trainer.state, self.args.training, self._losses()
-        if (training.eval_on_start or "tuned" in self.identity) and step in losses:
+        if (training.eval_on_start or TUNED in self.identity) and step in losses:
             return losses[step]
         with autocast(training) if training.eval_on_start else contextlib.nullcontext():
             loss = evaluate_loss(model, self.data.validation, training.per_device_eval_batch_size)

@@ -82,6 +82,7 @@ def timed_as(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run whose steps take as long as those of a teacher; the run's own where nothing differs."""
     overrides = read_overrides(settings)
     own = overrides.pop("model_overrides")
+    # With their own number of steps, teachers are still timed for as long as the minutes of the run allow.
     timed = {**override(dict(settings), overrides.keys() - {"max_steps"}), **overrides}
     if own:
         timed["model_overrides"] = json.dumps({**json.loads(timed.get("model_overrides", "{}")), **own})

@@ -19,6 +19,7 @@ from ..training.arguments import ArgumentError
 from .settings import defaults, left_open
 
 
+TUNED = "tuned"  # in the record of a run: how to fine-tune, as it was chosen
 CONTEXT = 768  # tokens; a longer window lowers the loss, and takes more time and memory: 4 GB with 135M parameters
 TOKENS_PER_STEP, MOST_TOKENS_PER_STEP = 1024, 8192
 STEPS = 200  # if there is time and text for more, steps get larger first
