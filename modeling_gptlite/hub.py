@@ -53,6 +53,7 @@ PUBLISHED = (
     "samples.md",
     "*.png",
 )
+REPLACED = [pattern for pattern in PUBLISHED if pattern not in ("*.gguf", "*.png")]
 TEXT_SUFFIXES = (".json", ".md", ".py", ".txt", ".jinja")
 
 
@@ -74,8 +75,6 @@ def published_files(folder: Path) -> dict[str, Path]:
     files = {path.name: path for pattern in PUBLISHED for path in sorted(folder.glob(pattern))}
     for path in files.values():
         _check_file(path, folder)
-    if ADAPTER_CONFIG in files:
-        _check_adapter(files[ADAPTER_CONFIG])
     if not any(name.endswith((".safetensors", ".gguf")) for name in files):
         raise HubError(f"{folder} holds no model.safetensors: nothing to publish")
     return dict(sorted(files.items()))
@@ -93,14 +92,15 @@ def _check_file(path: Path, folder: Path) -> None:
         return
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            json.loads(text)
+        content = json.loads(text) if path.suffix == ".json" else None
     except UnicodeDecodeError as error:
         raise HubError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
         ) from error
     except ValueError as error:
         raise HubError(f"{path} is not JSON: {error}") from error
+    if path.name == ADAPTER_CONFIG:
+        _check_adapter(path, content)
     for place in {str(folder.resolve()), str(Path.home())} - {"/"}:
         if place + os.sep in text or f'"{place}"' in text:
             raise HubError(f"{path.name} would publish a path of this machine: {place}")
@@ -116,8 +116,7 @@ def _leads_outside(path: Path, folder: Path) -> bool:
     return not (is_blob or target.is_relative_to(folder))
 
 
-def _check_adapter(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
+def _check_adapter(path: Path, config: Any) -> None:
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str):
         raise HubError(f"{path} does not name the base model in base_model_name_or_path")
@@ -144,8 +143,8 @@ def push_folder(
 ) -> CommitInfo:
     """Create the repository if it does not exist and upload the folder in one commit; if nothing changed, in none.
 
-    Files that an earlier push uploaded and that the folder lacks (such as the code, once the model is pushed as a
-    native class) are deleted from the repository.
+    Files of a model that the folder lacks (such as the code, once the model is pushed as a native class) are deleted
+    from the repository. GGUF files and pictures, which others may have added, are not.
 
     Args:
         card: The `README.md` to upload instead of the folder's.
@@ -153,7 +152,7 @@ def push_folder(
         run_as_future: Return a future of the `CommitInfo` at once.
 
     Raises:
-        HubError: The folder cannot be published, or the upload failed.
+        HubError: The folder cannot be published, the upload failed, or GGUF files would take the place of a model.
     """
     files = published_files(folder)
     with hub_errors(repo_id):
@@ -168,7 +167,11 @@ def push_folder(
         if card:
             operations.append(CommitOperationAdd("README.md", card.encode()))
         kept = {operation.path_in_repo for operation in operations}
-        stale = [name for name in uploaded if name not in kept and any(Path(name).match(p) for p in PUBLISHED)]
+        stale = [name for name in uploaded if name not in kept and any(Path(name).match(p) for p in REPLACED)]
+        if any(name.endswith(".gguf") for name in kept) and any(name.endswith(".safetensors") for name in stale):
+            raise HubError(
+                f"{repo_id} holds a model, which GGUF files would replace; give them a repository of their own"
+            )
         operations += [CommitOperationDelete(name) for name in stale if "/" not in name]
         return api.create_commit(  # type: ignore[call-overload]  # it has none for a variable `run_as_future`
             repo_id,
@@ -263,4 +266,6 @@ def _advice(error: HfHubHTTPError) -> str:
             "the token has no write permission there; it needs one, and the name must be in a namespace of yours "
             "(https://huggingface.co/settings/tokens)"
         )
-    return f"the Hub answered {status}; nothing was committed, run the command again"
+    if 400 <= status < 500 and status not in (408, 429):  # again it would answer the same
+        return f"the Hub answered {status}: {' '.join((error.server_message or 'nothing more').split())}"
+    return f"the Hub answered {status}; run the command again"

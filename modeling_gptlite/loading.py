@@ -19,7 +19,8 @@ from .hub import ADAPTER_CONFIG
 
 # What transformers raises for configuration values that are wrong; for names and files, too.
 CONFIGURATION_ERRORS = (ValueError, TypeError, AttributeError, StrictDataclassError)
-LOADING_ERRORS = (OSError, KeyError, SafetensorError, *CONFIGURATION_ERRORS)
+# An `ImportError` names the package that a quantized model needs.
+LOADING_ERRORS = (OSError, KeyError, ImportError, SafetensorError, *CONFIGURATION_ERRORS)
 
 
 def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
@@ -173,7 +174,7 @@ def load_tokenizer(name_or_path: str):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-        tokenizer("a")  # some wrong values raise only here
+        tokenizer(tokenizer.decode([0]))  # some wrong values raise only here
         return tokenizer
     except LOADING_ERRORS as error:
         raise UserError(f"cannot load the tokenizer of {name_or_path!r}: {reason(error)}") from error

@@ -61,6 +61,12 @@ def main(argv: list[str] | None = None):
         publish.check_repo_id(args.space)
     elif args.space_sdk != "gradio":
         raise UserError("--space_sdk goes with --space USER/NAME")
+    loads_from_hub = args.space and args.space_sdk == "gradio"
+    if loads_from_hub and (args.published_as == "gguf" or args.revision or args.create_pr):
+        raise UserError(
+            f"the Space would load {args.repo_id} from its main branch, where this push puts no such model; "
+            "--space_sdk static makes one that holds the model"
+        )
     if args.dry_run:
         with publish.staged(model, args.repo_id, args.published_as) as folder:
             print(publish.list_files(folder))

@@ -112,12 +112,13 @@ def run_python(code: str, cwd: Path, **environment) -> str:
 
 
 def train_tiny(text_file: Path | None, folder: Path, *flags: str) -> None:
+    is_new = not any(flag.startswith("--model_name_or_path") for flag in flags)
+    sizes = '{"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}'
     train.main(
         [
             *([f"--train_file={text_file}"] if text_file else []),
             f"--output_dir={folder}",
-            "--preset=modern-1m",
-            '--model_overrides={"hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}',
+            *(["--preset=modern-1m", f"--model_overrides={sizes}"] if is_new else []),
             "--optimizer=muon",
             *([] if any(flag.startswith("--optimizer") for flag in flags) else ["--muon_momentum_warmup=1"]),
             "--max_steps=20",

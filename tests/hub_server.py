@@ -260,7 +260,10 @@ class HubServer:
         keys = re.findall(r"^(\w+):", metadata[1] if metadata else "", re.MULTILINE)
         errors = [] if len(set(keys)) == len(keys) else [{"message": "duplicated mapping key"}]
         try:
-            yaml.safe_load(metadata[1] if metadata else "")
+            content = yaml.safe_load(metadata[1] if metadata else "") or {}
+            for result in (result for model in content.get("model-index", ()) for result in model["results"]):
+                if not re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", result["dataset"]["type"], re.ASCII):
+                    errors.append({"message": '"model-index[0].results[0].dataset.type" fails to match'})
         except yaml.YAMLError as error:
             errors.append({"message": str(error)})
         warnings = [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]

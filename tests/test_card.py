@@ -113,7 +113,7 @@ TRUE = {
     "adapter-scratch": (["GPTLite language model `scratch`", "peft", "trust_remote_code"], ["this repository"]),
     "adapter-llama": (["LoRA adapter of rank 4", "`LlamaForCausalLM`", "peft", "No remote code"], OF_GPTLITE),
     "native": (["A GPTLite language model", "no remote code", "context is 32"], ["longer than", "trust_remote_code"]),
-    "gguf": (["A GPTLite language model", "llama-cli -hf ada/gguf -no-cnv"], ["longer than", "trust_remote_code"]),
+    "gguf": (["A GPTLite language model", "llama-completion -hf ada/gguf"], ["longer than", "trust_remote_code"]),
     "talking": (['{"role": "user"', "in conversations", "LlamaForCausalLM"], ["continues text", *OF_GPTLITE]),
 }
 

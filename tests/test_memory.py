@@ -24,8 +24,8 @@ SIZES = {
 }
 
 
-def needed(kind="llama", windows=4, context=128, lora=None, freezes=False, **settings):
-    config = AutoConfig.for_model(kind, tie_word_embeddings=True, **SIZES)
+def needed(kind="llama", windows=4, context=128, lora=None, freezes=False, more=None, **settings):
+    config = AutoConfig.for_model(kind, tie_word_embeddings=True, **SIZES, **(more or {}))
     args = CausalLMTrainingArguments("unused", per_device_train_batch_size=windows, **settings)
     return training_memory(config, args, context, lora, freezes)
 
@@ -38,6 +38,24 @@ def test_more_tokens_need_more_memory_and_every_way_to_save_it_less(kind):
     assert needed(kind, windows=64, gradient_checkpointing=True) < needed(kind, windows=64)
     assert needed(kind, freezes=True) < whole - 8 * 50_000 * 64
     assert needed(kind, lora=4) - memory.PEFT_BYTES < needed(kind, freezes=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("granite", {"logits_scaling": 4.0}), ("cohere", {}), ("gemma2", {"final_logit_softcapping": 30.0})],
+)
+def test_all_logits_count_where_they_are_scaled_or_capped(kind, more):
+    """Such a head is not computed in chunks, neither in training nor in evaluation."""
+    in_chunks = needed("llama", windows=4, per_device_eval_batch_size=1)
+    whole = needed(kind, windows=4, per_device_eval_batch_size=1, more=more)
+    assert whole - in_chunks > 8 * 4 * 128 * 50_000
+    evaluated = needed(kind, windows=4, per_device_eval_batch_size=16, more=more)
+    assert evaluated - whole > 8 * 8 * 128 * 50_000
+
+
+def test_rotary_angles_that_depend_on_the_length_are_predicted():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    assert needed("llama", more={"rope_parameters": rope}) == needed("llama")
 
 
 def test_a_prediction_allocates_nothing(tmp_path):

@@ -292,6 +292,8 @@ def _last_word_end(text: str, start: int, stop: int, glue: tuple[str, ...]) -> i
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a fast tokenizer computes, as JSON, without the padding and truncation that its last call left behind."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json, which is needed to encode a text")
     backend = copy.deepcopy(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
     backend.no_padding()
     backend.no_truncation()

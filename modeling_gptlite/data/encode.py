@@ -218,7 +218,7 @@ class EncodedExamples:
             **_about(self.source),
         }
         _check_validation(facts)
-        prompt = str(self.tokenizer.decode(validation.prompt(0)))
+        prompt = str(self.tokenizer.decode(validation.prompt(0))).removeprefix(self.tokenizer.bos_token or "")
         samples = ShuffledExamples(train, steps * windows_per_step, seed)
         return RunData(samples, EvaluationExamples(validation), steps, prompt, facts)
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenization.corpus import Encoder
 
+from ..decoding import plain_ids, prompt_ids
 from . import DataError
 from .formats import CONVERSATIONAL, Part
 from .sources import Source
@@ -99,8 +100,9 @@ class Examples:
 
     def count_characters(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Number of characters that the model learns to predict."""
-        completions = (self.completion(index) for index in range(len(self)))
-        return sum(len(tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions)
+        unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+        completions = [self.completion(index) for index in range(len(self))]
+        return sum(len(tokenizer.decode(ids, skip_special_tokens=True)) + ids.count(unknown) for ids in completions)
 
 
 def encode_rows(
@@ -134,16 +136,15 @@ def _encode(parts: Iterable[Part], encoder: Encoder, begins: bool) -> list[tuple
     eos = tokenizer.eos_token_id
     encoded: list[tuple[list[int], bool]] = []
     for text, learn in parts:
-        adds_tokens = begins and not encoded
-        ids = tokenizer(text, add_special_tokens=adds_tokens, verbose=False)["input_ids"]
+        is_start = begins and not encoded
+        ids = prompt_ids(tokenizer, text) if is_start else plain_ids(tokenizer, text)
         encoder.count_unknown(text, ids)
-        if adds_tokens and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
-            ids = ids[:-1]  # the tokenizer ends every text, but the completion follows
-        if learn and eos not in ids:
-            ids = [*ids, eos]
         encoded.append((ids, learn))
-    if not encoded[0][0]:  # an empty prompt: the first target needs an input
-        encoded[0] = ([tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos], False)
+    ids, learn = encoded[-1]
+    if learn and eos not in ids:
+        encoded[-1] = ([*ids, eos], learn)
+    if not encoded[0][0]:  # the first target needs an input
+        encoded[0] = (prompt_ids(tokenizer, ""), False)
     return encoded
 
 

@@ -58,6 +58,8 @@ def find_files(paths: Iterable[str | os.PathLike], report: Callable[[str], None]
     """
     files: list[Path] = []
     for path in map(Path, paths):
+        if not path.name and not path.is_absolute():  # "": a variable of the shell that is not set
+            raise DataError("the path of a text is empty")
         if not path.exists():
             raise DataError(f"no such file: {path}")
         files += _files_in(path, report) if path.is_dir() else [_regular_file(path)]
@@ -82,6 +84,7 @@ def _files_in(folder: Path, report: Callable[[str], None]) -> list[Path]:
     left_out: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        left_out["links to folders"] += sum(Path(parent, name).is_symlink() for name in folders)
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             if suffix_of(path) not in (*TEXTS, *TABLES) or not path.is_file():
                 left_out[path.suffix.lower() or "without a suffix"] += 1
@@ -89,16 +92,18 @@ def _files_in(folder: Path, report: Callable[[str], None]) -> list[Path]:
                 left_out["empty"] += 1
             else:
                 found.append(path)
+    others = f"; left out: {_counted(left_out)}" if +left_out else ""
     if not found:
-        raise DataError(f"no file that can be read in the folder {folder}; read are {' '.join([*TEXTS, *TABLES])}")
+        raise DataError(
+            f"no file that can be read in the folder {folder}; read are {' '.join([*TEXTS, *TABLES])}{others}"
+        )
     kinds = _counted(Counter(map(suffix_of, found)))
-    others = f"; left out: {_counted(left_out)}" if left_out else ""
     report(f"{folder}: {len(found):,} files are read ({kinds}){others}")
     return sorted(found)
 
 
 def _counted(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()) if count)
 
 
 def suffix_of(path: str | os.PathLike) -> str:
@@ -157,6 +162,8 @@ def _decoded(
             advice = _advice(error.object, error.start) if name == "utf-8" else "give another one with --encoding"
             shown = "UTF-8" if name == "utf-8" else name
             raise DataError(f"{place} is not {shown}: {wrong}; {advice}") from None
+        except UnicodeError as error:  # UTF-16 and UTF-32 without a byte-order mark
+            raise DataError(f"{place}: {error}; give --encoding {name}-le or {name}-be") from None
         offset += len(raw)
         if text:
             yield text
@@ -206,16 +213,21 @@ def check_encoding(name: str) -> None:
     try:
         "".encode(name)
     except LookupError:
-        raise DataError(f"--encoding {name} is unknown; encodings are cp1252, latin-1, utf-16, gb18030, ...") from None
+        raise DataError(
+            f"--encoding {name} is unknown; encodings are cp1252, latin-1, utf-16-le, gb18030, ..."
+        ) from None
 
 
 def lines(pieces: Iterable[str]) -> Iterator[str]:
     r"""The lines of a text, without the `\n`, `\r\n` or `\r` at their ends."""
-    newlines, rest = io.IncrementalNewlineDecoder(None, translate=True), ""
+    newlines, parts = io.IncrementalNewlineDecoder(None, translate=True), []
     for piece, final in itertools.chain(((piece, False) for piece in pieces), [("", True)]):
-        *whole, rest = (rest + newlines.decode(piece, final)).split("\n")  # type: ignore[arg-type]  # text, undecoded
-        yield from whole
-    if rest:
+        first, *others = newlines.decode(piece, final).split("\n")  # type: ignore[arg-type]  # text, undecoded
+        parts.append(first)
+        for line in others:
+            yield "".join(parts)
+            parts = [line]
+    if rest := "".join(parts):
         yield rest
 
 
@@ -294,21 +306,26 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _without_frame(pieces: Iterable[str]) -> Iterator[str]:
-    """The text between the lines of Project Gutenberg that say where the book starts and ends."""
-    text, rest = "", iter(pieces)
-    while not (match := _FRAME_START.search(text)) or match.end() == len(text):
-        if (piece := next(rest, None)) is None:
-            break
-        text += piece
-    text = text[match.end() :] if match else text
-    while not (match := _FRAME_END.search(text)):
-        yield text[:-_FRAME_END_CHARACTERS]
-        text = text[-_FRAME_END_CHARACTERS:]
-        if (piece := next(rest, None)) is None:
-            yield text
+    """What stands between the lines of Project Gutenberg that say where a book starts and ends, of each book."""
+    text, rest, books = "", iter(pieces), 0
+    while True:
+        while not (match := _FRAME_START.search(text)) or match.end() == len(text):
+            if (piece := next(rest, None)) is None:
+                break
+            # Of what follows a book, only the end is kept, in which the next one may start.
+            text = (text[-_FRAME_END_CHARACTERS:] if books and not match else text) + piece
+        if books and not match:
             return
-        text += piece
-    yield text[: match.start()].rstrip() + "\n"
+        text = text[match.end() :] if match else text
+        while not (match := _FRAME_END.search(text)):
+            yield text[:-_FRAME_END_CHARACTERS]
+            text = text[-_FRAME_END_CHARACTERS:]
+            if (piece := next(rest, None)) is None:
+                yield text
+                return
+            text += piece
+        yield text[: match.start()].rstrip() + "\n"
+        text, books = text[match.end() :], books + 1
 
 
 # ---- Tables --------------------------------------------------------------------------------------------------------
@@ -372,7 +389,7 @@ def _parquet(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
         with _opened(path) as file:
             for batch in ParquetFile(file).iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
 
 

@@ -7,6 +7,7 @@ import posixpath
 import re
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from os import PathLike
@@ -22,7 +23,7 @@ _PARAGRAPHS = frozenset(
         *("h1", "h2", "h3", "h4", "h5", "h6", "header", "main", "nav", "ol", "p", "pre", "section", "table", "ul"),
     ]
 )
-_NOT_TEXT = frozenset(["head", "noscript", "script", "style", "svg", "template"])
+_NOT_TEXT = frozenset(["noscript", "script", "style", "svg", "template", "title"])
 
 
 def html_text(page: str) -> str:
@@ -84,7 +85,15 @@ def epub_pages(path: str | PathLike) -> Iterator[bytes]:
                 item = items[reference.attrib["idref"]]
                 if "nav" not in item.get("properties", "").split():
                     yield book.read(posixpath.join(posixpath.dirname(package), unquote(item["href"])))
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        ElementTree.ParseError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path} is not an EPUB book that can be read: {error}") from error
 
 

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,9 @@ from ..files import UserPath
 from . import DataError
 from .files import RowFiles, TextFile, check_encoding, download, find_files, is_table, lines
 from .formats import CHAT_TEMPLATE, EXAMPLES, LANGUAGE_MODELING, DatasetFormat, Part
+
+
+NO_COLUMNS = "--text_column is for tables and datasets, and this is text; leave it out"
 
 
 # ---- Sources -------------------------------------------------------------------------------------------------------
@@ -57,6 +61,7 @@ class Source:
     hub_dataset: str | None = None
     chat_template: str = CHAT_TEMPLATE
     has_short_texts: bool = False
+    special_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)  # of the template
     _scan: Scan | None = field(default=None, init=False, repr=False)
 
     def texts(self) -> Iterator[str]:
@@ -99,14 +104,14 @@ class Source:
         except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, such as \ud83c
             raise DataError(f"{self.name}, row {number}: {error}; remove that character") from None
 
-    def parts(self, document: Any, number: int, special_tokens: dict[str, str] | None = None) -> Iterable[Part]:
+    def parts(self, document: Any, number: int, special_tokens: Mapping[str, str] | None = None) -> Iterable[Part]:
         """The text of document `number`, counted from 1, in order; and for each part whether it is to be learnt.
 
         Raises:
             DataError: The document is not of this format.
         """
         try:
-            return self.format.parts(document, self.chat_template, special_tokens or {})
+            return self.format.parts(document, self.chat_template, special_tokens or self.special_tokens)
         except Exception as error:  # a chat template can raise anything
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{self.name}, row {number}: {reason}") from error
@@ -116,7 +121,7 @@ class Source:
         if "messages" not in self.format.columns:
             return
         if tokenizer.chat_template:
-            self.chat_template = tokenizer.chat_template
+            self.chat_template, self.special_tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
             return
         tokenizer.chat_template = self.chat_template
         tokenizer.response_template = {  # with which servers parse a reply
@@ -215,6 +220,7 @@ class SourceArguments:
             "help": "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); each also .gz; or "
             "folders of them.",
             "nargs": "+",
+            "action": "extend",
         },
     )
     dataset: UserPath | None = field(
@@ -253,6 +259,11 @@ def open_source(args: SourceArguments, report: Callable[[str], None] = print) ->
         raise DataError(f"--validation_fraction must lie between 0 and 1, got {args.validation_fraction}")
     if args.train_file and args.dataset:
         raise DataError("give either --train_file or --dataset, not both")
+    is_dataset = not args.train_file and args.dataset not in (None, AUTO, *SOURCES)
+    if (args.dataset_config or args.streaming) and not is_dataset:
+        raise DataError("--dataset_config and --streaming are for a dataset that --dataset names; leave them out")
+    if args.text_column and not (args.train_file or is_dataset):
+        raise DataError(NO_COLUMNS)
     if args.train_file:
         return _open_files(args, report)
     if args.encoding or args.documents != "files":
@@ -273,6 +284,8 @@ def _open_files(args: SourceArguments, report: Callable[[str], None]) -> Source:
         text = next(path for path in files if path not in tables)
         raise DataError(f"--train_file takes tables or files of text, not both: {tables[0]} and {text}; name one kind")
     if not tables:
+        if args.text_column:
+            raise DataError(NO_COLUMNS)
         return _open_texts(name, [TextFile.of(path, args.encoding) for path in files], args.documents, report)
     if args.documents == "lines":
         raise DataError(f"--documents lines is for files of text; each row of {tables[0]} is a document already")
@@ -315,9 +328,10 @@ def _open_dataset(name: str, args: SourceArguments) -> Source:
     columns = rows.column_names or list(next(iter(rows)))  # a streamed dataset may not know them before it is read
     format, text_column = _format_of(name, columns, args.text_column)
     rows = rows.select_columns([text_column] if text_column else list(format.columns))
-    hub_dataset = None if os.path.exists(name) else name
     documents, is_text = Rows(name, rows, text_column), format is LANGUAGE_MODELING
-    return Source(name, documents, format, hub_dataset=hub_dataset, has_short_texts=is_text)
+    is_local = os.path.exists(name)
+    label, hub_dataset = (Path(name).resolve().name, None) if is_local else (name, name)
+    return Source(label, documents, format, hub_dataset=hub_dataset, has_short_texts=is_text)
 
 
 def _format_of(name: str, columns: list[str], text_column: str | None) -> tuple[DatasetFormat, str | None]:

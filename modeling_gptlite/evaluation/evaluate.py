@@ -98,7 +98,9 @@ def evaluate(
         render_card(read_run(Path(models[0])), models[0])  # a damaged record is found now, not after the evaluation
     if output and not Path(output).resolve().parent.is_dir():
         raise UserError(f"no such folder: {Path(output).parent}")
-    if not (source_args.train_file or source_args.dataset):
+    if source_args.train_file or source_args.dataset:
+        source_args = read_as_trained(models[0], source_args, given, report)
+    else:
         source_args = source_of_run(models[0], source_args, given)
     source = open_source(source_args)
     evaluation = evaluate_models(models, source, settings, source_args.validation_fraction, report)
@@ -131,6 +133,28 @@ def source_of_run(model: str, source_args: SourceArguments, given: Collection[st
     recorded = {**arguments, "train_file": None, "dataset": hub_dataset or name}
     names = {field.name for field in dataclasses.fields(source_args)} - set(given)
     return dataclasses.replace(source_args, **{name: recorded[name] for name in names & recorded.keys()})
+
+
+def read_as_trained(
+    model: str, source_args: SourceArguments, given: Collection[str], report: Callable[[str], None]
+) -> SourceArguments:
+    """`source_args`, and if `model` was trained on the text that they name, divided and read as it was then.
+
+    Otherwise the end of the text, which is evaluated, could be one that was trained on.
+    """
+    try:
+        record = read_run(Path(model))
+        arguments = record["arguments"]
+        files = [Path(path).name for path in source_args.train_file or ()]
+        if (source_args.dataset or files) not in (record["data"]["name"], arguments.get("train_file")):
+            return source_args
+    except (RecordError, KeyError, TypeError, AttributeError):
+        return source_args
+    names = {"documents", "encoding", "text_column", "dataset_config", "validation_fraction"} - set(given)
+    recorded = {name: arguments[name] for name in sorted(names & arguments.keys())}
+    if recorded:
+        report(f"read as in its training: {', '.join(f'{name} {value}' for name, value in recorded.items())}")
+    return dataclasses.replace(source_args, **recorded)
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------------------------
@@ -215,9 +239,10 @@ def evaluate_predictions(
         raise UserError(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
-    windows = EvaluationWindows(split.validation_ids, context := int(context))
+    context = min(int(context), len(split.validation_ids) - 1)  # the rest of a longer window would be padding
+    windows = EvaluationWindows(split.validation_ids, context)
     precision = inference_precision(model)
-    size = settings.batch_size if model.num_parameters() < LARGE else max(1, min(settings.batch_size, 4096 // context))
+    size = batch_size(model, context, settings.batch_size)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         scores = statistics.score_tokens(model, windows, size)
     loss, characters = float(scores.losses.mean(dtype="float64")), split.facts["validation_characters"]
@@ -233,6 +258,11 @@ def evaluate_predictions(
     }, scores
 
 
+def batch_size(model, tokens: int, most: int) -> int:
+    """Texts of this many tokens that a model reads at the same time: fewer if it is large, for their memory."""
+    return most if model.num_parameters() < LARGE else max(1, min(most, 4096 // tokens))
+
+
 def continuations(model, tokenizer, ids, context: int, settings: EvaluationSettings) -> tuple[list[str], list[str]]:
     """What the model generates at evenly spaced places, and the true text there."""
     prompt_tokens = max(context // 2, 1)
@@ -240,7 +270,8 @@ def continuations(model, tokenizer, ids, context: int, settings: EvaluationSetti
     length = settings.max_new_tokens if slides else min(settings.max_new_tokens, context - prompt_tokens)
     transformers.set_seed(settings.seed)
     count, temperature = settings.num_samples, settings.temperature
-    return statistics.write_continuations(model, tokenizer, ids, count, prompt_tokens, length, temperature)
+    size = batch_size(model, prompt_tokens + length, count)
+    return statistics.write_continuations(model, tokenizer, ids, count, prompt_tokens, length, temperature, size)
 
 
 def evaluate_texts(

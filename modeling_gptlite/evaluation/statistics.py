@@ -89,6 +89,7 @@ def write_continuations(
     prompt_tokens: int,
     length: int,
     temperature: float = SAMPLING["temperature"],
+    batch_size: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """Sample continuations at `count` evenly spaced positions of `ids`.
 
@@ -96,6 +97,7 @@ def write_continuations(
         ids: `(tokens,)` of a text that the model was not trained on.
         prompt_tokens: Tokens of the prompt before each position.
         length: Tokens to generate; generation does not stop at the end of text.
+        batch_size: Texts that are generated at the same time. Default: all.
 
     Returns:
         The continuations and the texts that they replace, without the prompts.
@@ -105,16 +107,13 @@ def write_continuations(
     starts = np.linspace(0, len(ids) - prompt_tokens - length, count).astype(np.int64)
     windows = ids[starts[:, None] + np.arange(prompt_tokens + length)].astype(np.int64)
     prompts = torch.from_numpy(windows[:, :prompt_tokens]).to(model.device)
-    output = model.eval().generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        **{**SAMPLING, "temperature": temperature},
-        top_p=1.0,
-        min_new_tokens=length,
-        max_new_tokens=length,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return tokenizer.batch_decode(output[:, prompt_tokens:]), tokenizer.batch_decode(windows[:, prompt_tokens:])
+    settings = {**SAMPLING, "temperature": temperature, "top_p": 1.0, "max_new_tokens": length, "eos_token_id": None}
+    texts = []
+    for part in prompts.split(batch_size or count):
+        mask = torch.ones_like(part)
+        output = model.eval().generate(part, attention_mask=mask, **settings, pad_token_id=tokenizer.pad_token_id)
+        texts += tokenizer.batch_decode(output[:, prompt_tokens:])
+    return texts, tokenizer.batch_decode(windows[:, prompt_tokens:])
 
 
 def similarity(texts: list[str], references: list[str]) -> dict[str, float | str]:

@@ -113,7 +113,7 @@ def write_gguf(material: Material, folder: Path, dtype: str | None = None) -> No
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType[name] for name in types])
     writer.add_token_merges(merges)
-    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
+    writer.add_add_bos_token(tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id])
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
     for name in ("bos", "eos", "unk", "pad"):

@@ -38,10 +38,13 @@ def read_pretrained(source: str, tokenizer: str | None = None) -> Material:
 
 
 def _recorded_license(folder: Path) -> str | None:
-    """The license in the run's record, if the folder has a readable one."""
+    """The license in the run's record, if the folder has a readable one: for a fine-tuned model that of its base."""
     try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["data"]["license"]
-    except (OSError, ValueError, LookupError, TypeError):
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        if record["fine_tuned_from"] and "license" not in record["arguments"]:
+            return record["base_card"].get("license")
+        return record["data"]["license"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
+from ..hub import ADAPTER_CONFIG
 from .website import PageError, write_website
 
 
@@ -45,7 +46,8 @@ def space_files(sdk: str, model: Path, model_id: str) -> dict[str, bytes]:
     if sdk not in SDKS:
         raise PageError(f"--space_sdk must be {' or '.join(SDKS)}, got {sdk!r}")
     kind, title = SDKS[sdk], model_id.split("/")[-1]
-    data = SpaceCardData(title=title, sdk=sdk, app_file=kind.app_file, license="mit", models=[model_id])
+    license = "mit" if sdk == "gradio" else None  # of this package; a static Space holds the model, too
+    data = SpaceCardData(title=title, sdk=sdk, app_file=kind.app_file, license=license, models=[model_id])
     card = f"---\n{data.to_yaml()}\n---\n\nA page to try [{model_id}](https://huggingface.co/{model_id}).\n"
     return {"README.md": card.encode(), **kind.files(model, model_id)}
 
@@ -54,7 +56,8 @@ def _gradio(model: Path, model_id: str) -> dict[str, bytes]:
     """The app loads the published model with this package, which is part of the Space, so it runs no other code."""
     sources = [*PACKAGE.glob("*.py"), *(path for path in PACKAGE.glob("page/*") if path.is_file())]
     files = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in sorted(sources)}
-    return {"app.py": APP.format(model_id=model_id).encode(), "requirements.txt": REQUIREMENTS.encode(), **files}
+    requirements = REQUIREMENTS + ("peft\n" if (model / ADAPTER_CONFIG).exists() else "")
+    return {"app.py": APP.format(model_id=model_id).encode(), "requirements.txt": requirements.encode(), **files}
 
 
 def _static(model: Path, model_id: str) -> dict[str, bytes]:

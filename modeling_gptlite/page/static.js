@@ -10,7 +10,7 @@ const MILLISECONDS_BETWEEN_UPDATES = 30;
 
 // A model of the Hub instead of the folder beside the page: index.html?model=USER/NAME
 const hub = new URLSearchParams(location.search).get("model");
-let library, model, tokenizer, context;
+let library, model, tokenizer, context, ends = facts.ends;
 
 async function load(report) {
   const wasm = fetch(facts.wasm.address, { integrity: facts.wasm.integrity });
@@ -32,6 +32,11 @@ async function load(report) {
     library.AutoModelForCausalLM.from_pretrained(name, { ...options, progress_callback }),
   ]);
   context = model.config.max_position_embeddings ?? model.config.n_positions ?? facts.context;
+  if (hub) {
+    ends = [model.generation_config?.eos_token_id ?? []].flat();
+    document.title = document.querySelector("#texts h2").textContent = hub;
+    document.querySelector("#texts .facts").remove(); // of the model beside the page
+  }
 }
 
 function encode(prompt) {
@@ -42,7 +47,7 @@ function encode(prompt) {
     const named = unknown.map((c) => `'${c}' (${code(c)})`).join(", ");
     throw new Error(`Not in the vocabulary: ${named}. Please remove them from the prompt.`);
   }
-  const start = prompt || tokenizer.bos_token;
+  const start = prompt || tokenizer.bos_token || tokenizer.eos_token;
   if (!start) throw new Error("The model has no token that begins a text. Please write a prompt.");
   return ids(start);
 }
@@ -68,6 +73,7 @@ async function predict(ids, past, before) {
 async function* generate(ids, { length, seed, ...settings }) {
   const random = generator(seed), all = ids.slice(-context);
   let start = 0, unread = all, past = null;
+  let decoded = all.length, begin = decoded - 1; // ids that are text already, and those that are decoded with new ones
   for (let i = 0; i < length; i++) {
     if (all.length - start > context) {
       start = all.length - Math.max(Math.floor(context / 2), 1);
@@ -77,20 +83,24 @@ async function* generate(ids, { length, seed, ...settings }) {
     const { logits, cache } = await predict(unread, past, all.length - start - unread.length);
     const probabilities = softmax(logits), order = sorted(probabilities);
     const id = draw(logits, settings, random);
-    if (facts.ends.includes(id)) return;
+    if (ends.includes(id)) return;
     past = cache;
     unread = [id];
     all.push(id);
     const best = order.slice(0, ALTERNATIVES).map((id) => [visible(tokenizer.decode([id])), probabilities[id]]);
     const rest = Math.max(0, 1 - best.reduce((sum, [, p]) => sum + p, 0));
-    yield { text: tokenizer.decode([id]), p: probabilities[id], best, rest };
+    const before = tokenizer.decode(all.slice(begin, decoded));
+    let text = tokenizer.decode(all.slice(begin)).slice(before.length);
+    if (text.endsWith("\ufffd")) text = ""; // a character of several tokens is the text of the last one
+    else [begin, decoded] = [decoded, all.length];
+    yield { text, p: probabilities[id], best, rest };
   }
 }
 
 // ---- Sampling -------------------------------------------------------------------------------------------------------
 
 function softmax(logits) {
-  const largest = Math.max(...logits), weights = logits.map((x) => Math.exp(x - largest));
+  const largest = logits.reduce((a, b) => Math.max(a, b)), weights = logits.map((x) => Math.exp(x - largest));
   const sum = weights.reduce((a, b) => a + b);
   return weights.map((weight) => weight / sum);
 }

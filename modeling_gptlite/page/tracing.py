@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..decoding import prompt_ids
 from ..errors import UserError
 from ..loading import load_pretrained
 from .settings import MOST_PROMPTS, PROMPTS
@@ -40,6 +41,10 @@ class Sample:
     ids: list[int]
     tokens: list[Token] = field(default_factory=list)
     has_ended: bool = False  # the model predicted the end of the text
+
+    def __post_init__(self):
+        self.decoded = len(self.ids)  # ids that are text already
+        self.begin = self.decoded - 1  # from here on ids are decoded together
 
     @property
     def text(self) -> str:
@@ -85,10 +90,10 @@ class TracedModel:
             raise UserError(
                 f"Not in the vocabulary of {self.label}: {named}{others}. Please remove them from the prompt."
             )
-        prompt = prompt or self.tokenizer.bos_token
-        if prompt is None:
+        ids = prompt_ids(self.tokenizer, prompt)
+        if not ids:
             raise UserError(f"{self.label} has no token that begins a text. Please write a prompt.")
-        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _knows(self, character: str) -> bool:
         try:
@@ -134,7 +139,19 @@ class TracedModel:
         best = list(zip(names, values.tolist(), strict=True))
         window = slice(start, len(sample.ids))
         sample.ids.append(token_id)
-        sample.tokens.append(Token(self.tokenizer.decode([token_id]), probabilities[token_id].item(), best, window))
+        sample.tokens.append(Token(self._newest_text(sample), probabilities[token_id].item(), best, window))
+
+    def _newest_text(self, sample: Sample) -> str:
+        """What the last token adds to the text: with the tokens before it, which decide about spaces.
+
+        A character of several tokens is the text of the last one.
+        """
+        before = self.tokenizer.decode(sample.ids[sample.begin : sample.decoded])
+        text = self.tokenizer.decode(sample.ids[sample.begin :])[len(before) :]
+        if text.endswith("\ufffd"):
+            return ""
+        sample.begin, sample.decoded = sample.decoded, len(sample.ids)
+        return text
 
     @torch.inference_mode()
     def attention(self, ids: list[int], layer: int, head: int) -> tuple[list[str], list[float]]:

@@ -14,7 +14,9 @@ WIDE = 0.15  # nats per token between training and validation loss
 LATE = 0.75  # of the steps; what follows is the end of a run
 
 
-def advise(log_history: list[dict[str, Any]], is_limited_by_text: bool = False) -> str | None:
+def advise(
+    log_history: list[dict[str, Any]], is_limited_by_text: bool = False, has_teachers: bool = False
+) -> str | None:
     """One sentence on what would help, by the first criterion that holds; None after fewer than three evaluations.
 
     Args:
@@ -22,8 +24,9 @@ def advise(log_history: list[dict[str, Any]], is_limited_by_text: bool = False) 
 
     1. The last validation loss is more than `SMALL` above the lowest: overfitting.
     2. It fell by more than `SMALL` in the last quarter of the steps: too few steps, unless the text was the limit.
-    3. It is more than `WIDE` above the training loss: little text for the size of the model.
-    4. Otherwise the model has learned what it can.
+    3. With teachers, the training loss is another one, and nothing follows from it.
+    4. It is more than `WIDE` above the training loss: little text for the size of the model.
+    5. Otherwise the model has learned what it can.
     """
     losses = [(row["step"], row["eval_loss"]) for row in log_history if "eval_loss" in row]
     training = [row["loss"] for row in log_history if "loss" in row]
@@ -42,6 +45,8 @@ def advise(log_history: list[dict[str, Any]], is_limited_by_text: bool = False) 
         return "the run ended before its minutes, because so little text is memorized: more text would help"
     if before[0] > last + SMALL:
         return "the validation loss still fell at the end: more time would help"
+    if has_teachers:
+        return "the validation loss no longer falls"
     if gap > WIDE:
         return (
             f"the validation loss no longer falls and is {gap:.2f} above the training loss: more text or dropout would "

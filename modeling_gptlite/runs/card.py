@@ -4,9 +4,13 @@ card = render_card(read_run(Path("out/quickstart")), "user/name")
 """
 
 import contextlib
+import json
 import math
 import os
+import re
+import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +112,8 @@ def render_card(record: dict[str, Any], repo_id: str, kind: str = "gptlite", fol
             is_gptlite=is_gptlite,
             is_adapter=is_adapter,
             remote_code=is_gptlite and kind == "gptlite",
+            shell_prompt=shlex.quote(record["prompt"]),
+            quote=partial(json.dumps, ensure_ascii=False),
             **record,
         )
     except KeyError as error:
@@ -137,7 +143,7 @@ def _metadata(record: dict[str, Any], name: str, kind: str) -> ModelCardData:
         eval_results=[
             EvalResult(
                 task_type="text-generation",
-                dataset_type=record["data"]["name"],
+                dataset_type=_dataset_id(record["data"]),
                 dataset_name=record["data"]["name"],
                 dataset_split="validation",
                 metric_type=metric,
@@ -148,6 +154,11 @@ def _metadata(record: dict[str, Any], name: str, kind: str) -> ModelCardData:
             if results[metric] is not None and math.isfinite(results[metric])
         ],
     )
+
+
+def _dataset_id(data: Mapping[str, Any]) -> str:
+    """The dataset as the Hub wants it: a repository id, or at least characters of one."""
+    return data["hub_dataset"] or re.sub(r"[^A-Za-z0-9_.-]+", "-", data["name"]).strip("-") or "text"
 
 
 def _terms(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from tokenization import describe_characters, unknown_characters
-
+from ..decoding import plain_ids
 from ..errors import UserError
 from ..loading import longest_text
-from .generate import SamplingSettings, Streamer, encode, stopping
+from .generate import SamplingSettings, Streamer, as_inputs, check_characters, ends, stopping
 
 
 class Chat:
@@ -42,7 +41,7 @@ class Chat:
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.begin = [] if system is None else [{"role": "system", "content": system}]
         check_template(tokenizer, model.name_or_path)
-        self._check_characters("the system message", system or "")
+        check_characters(self.tokenizer, "the system message", system or "")
         try:
             self._render([*self.begin, {"role": "user", "content": ""}])
         except (TemplateError, TypeError, ValueError) as error:
@@ -90,7 +89,7 @@ class Chat:
 
     def _fitting(self, text: str):
         """The history with the user's message, without its oldest turns if it does not fit; and the same encoded."""
-        self._check_characters("the message", text)
+        check_characters(self.tokenizer, "the message", text)
         messages, dropped = [*self.messages, {"role": "user", "content": text}], 0
         inputs = self._encode(messages)
         while len(messages) > len(self.begin) + 1 and not self._fits(inputs, self._room()):
@@ -105,10 +104,6 @@ class Chat:
             self.report(f"the context of {self.context:,} tokens is full: the oldest {turns} dropped")
         return messages, inputs
 
-    def _check_characters(self, what: str, text: str) -> None:
-        if unknown := unknown_characters(text, self.tokenizer):
-            raise UserError(f"{what} has characters outside the model's vocabulary: {describe_characters(unknown)}")
-
     def _room(self) -> int:
         """Tokens to keep free for the reply."""
         return min(self.settings.max_new_tokens, (self.context or 0) // 4)
@@ -120,22 +115,15 @@ class Chat:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _encode(self, messages: list[dict[str, str]]):
-        return encode(self.model, self.tokenizer, self._render(messages))
+        return as_inputs(self.model, plain_ids(self.tokenizer, self._render(messages)))
 
     def _arguments(self, inputs) -> dict[str, Any]:
         """For `generate`: a reply ends at any token that ends a text, and at the context of a model that has an end."""
-        config, tokenizer = self.model.generation_config, self.tokenizer
-        own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        ends = sorted({*own, tokenizer.eos_token_id} - {None})
         longest, length = longest_text(self.model), self.settings.max_new_tokens
         if longest is not None:
             length = min(length, longest - inputs["input_ids"].shape[1])
-        arguments = {**self.settings.arguments(tokenizer), "max_new_tokens": length}
-        arguments |= stopping(tokenizer, self.settings, inputs)
-        if ends:  # without a token to pad with, transformers warns at each reply
-            pad = ends[0] if config.pad_token_id is None else config.pad_token_id
-            arguments |= {"eos_token_id": ends, "pad_token_id": pad}
-        return arguments
+        arguments = {**self.settings.arguments(), **ends(self.model, self.tokenizer)}
+        return {**arguments, **stopping(self.tokenizer, self.settings, inputs), "max_new_tokens": length}
 
 
 def check_template(tokenizer, name_or_path: str) -> None:

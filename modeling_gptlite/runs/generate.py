@@ -15,6 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer, s
 
 from tokenization import describe_characters, unknown_characters
 
+from ..decoding import prompt_ids
 from ..engine import EngineError, in_engine, load_fast
 from ..errors import UserError, check
 from ..files import UserPath
@@ -106,7 +107,7 @@ class SamplingSettings:
         ]
         check(self, rules)
 
-    def arguments(self, tokenizer) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `model.generate`; what is None comes from the model's `generation_config.json`."""
         given: dict[str, Any] = {"repetition_penalty": self.repetition_penalty}
         if self.greedy:  # the defaults of what has no effect: transformers warns about other values
@@ -126,10 +127,6 @@ class GenerationSettings(SamplingSettings):
 
     stop_at_eos: bool = field(default=False, metadata={"help": "Stop at the model's end-of-text token."})
 
-    def arguments(self, tokenizer) -> dict[str, Any]:
-        stops = self.stop_at_eos and tokenizer.eos_token_id is not None
-        return super().arguments(tokenizer) | ({"eos_token_id": tokenizer.eos_token_id} if stops else {})
-
 
 def load(settings: LoadSettings, sampling: SamplingSettings):
     """The model and its tokenizer, known to generate as asked, and the random numbers of the seed.
@@ -138,7 +135,7 @@ def load(settings: LoadSettings, sampling: SamplingSettings):
         UserError: As for `load_generator`; or the model cannot generate.
     """
     model, tokenizer = load_generator(settings.model, settings.device, settings.dtype, settings.engine)
-    check_generation(model, settings.model, **sampling.arguments(tokenizer))
+    check_generation(model, settings.model, **sampling.arguments())
     if settings.seed is not None:
         set_seed(settings.seed)
     return model, tokenizer
@@ -225,29 +222,34 @@ def samples(model, tokenizer, prompt: str, settings: GenerationSettings, count: 
             yield text[: _find_stop(text, settings.stop, begin)]
 
 
-def prompt_ids(model, tokenizer, prompt: str):
+def read_prompt(model, tokenizer, prompt: str) -> dict[str, torch.Tensor]:
     """The encoded prompt, `(1, tokens)` with its attention mask, on the model's device.
 
     Raises:
         UserError: The prompt has characters outside the vocabulary, is empty and the tokenizer has no token that begins
             a text, or fills the context of a model that cannot go past it.
     """
-    if unknown := unknown_characters(prompt, tokenizer):
-        raise UserError(f"the prompt has characters outside the model's vocabulary: {describe_characters(unknown)}")
-    if not prompt and tokenizer.bos_token is None:
+    check_characters(tokenizer, "the prompt", prompt)
+    ids = prompt_ids(tokenizer, prompt)
+    if not ids:
         raise UserError("the prompt is empty, and the model's tokenizer has no token that begins a text")
-    inputs = encode(model, tokenizer, prompt or tokenizer.bos_token)
-    longest, tokens = longest_text(model), inputs["input_ids"].shape[1]
+    longest, tokens = longest_text(model), len(ids)
     if longest is not None and tokens >= longest:
         raise UserError(f"the prompt has {tokens} tokens, which fill the model's context length of {longest}")
-    return inputs
+    return as_inputs(model, ids)
 
 
-def encode(model, tokenizer, text: str):
-    """The ids of `text` as it stands, `(1, tokens)` with their attention mask, on the model's device."""
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
-    inputs.pop("token_type_ids", None)
-    return inputs
+def check_characters(tokenizer, what: str, text: str) -> None:
+    """Raise `UserError` if the tokenizer can encode a character neither as a token nor as bytes."""
+    has_bytes = tokenizer.convert_tokens_to_ids("<0x00>") not in (None, tokenizer.unk_token_id)
+    if not has_bytes and (unknown := unknown_characters(text, tokenizer)):
+        raise UserError(f"{what} has characters outside the model's vocabulary: {describe_characters(unknown)}")
+
+
+def as_inputs(model, ids: list[int]) -> dict[str, torch.Tensor]:
+    """A batch of one text, `(1, tokens)` with its attention mask, on the model's device."""
+    input_ids = torch.tensor([ids], device=model.device)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 def tokens_to_generate(model, tokenizer, prompt: str, max_new_tokens: int) -> int:
@@ -255,7 +257,7 @@ def tokens_to_generate(model, tokenizer, prompt: str, max_new_tokens: int) -> in
     longest = longest_text(model)
     if longest is None:
         return max_new_tokens
-    return min(max_new_tokens, longest - prompt_ids(model, tokenizer, prompt)["input_ids"].shape[1])
+    return min(max_new_tokens, longest - read_prompt(model, tokenizer, prompt)["input_ids"].shape[1])
 
 
 class Streamer(TextStreamer):
@@ -308,6 +310,16 @@ class StopTexts(StoppingCriteria):
         return torch.tensor(stops, device=input_ids.device)  # type: ignore[return-value]
 
 
+def ends(model, tokenizer) -> dict[str, Any]:
+    """The keyword arguments of `model.generate` that end a text at any token that ends one."""
+    config = model.generation_config
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    found = sorted({*own, tokenizer.eos_token_id} - {None})
+    # Without a token to pad with, transformers warns at each text.
+    pad = config.pad_token_id if config.pad_token_id is not None else next(iter(found), None)
+    return {"eos_token_id": found, "pad_token_id": pad} if found else {}
+
+
 def stopping(tokenizer, settings: SamplingSettings, inputs) -> dict[str, Any]:
     """The keyword arguments of `model.generate` that end a text before the stop texts."""
     if not settings.stop:
@@ -319,6 +331,8 @@ def stopping(tokenizer, settings: SamplingSettings, inputs) -> dict[str, Any]:
 
 def _arguments(model, tokenizer, prompt: str, settings: GenerationSettings) -> dict[str, Any]:
     length = tokens_to_generate(model, tokenizer, prompt, settings.max_new_tokens)
-    inputs = prompt_ids(model, tokenizer, prompt)
+    inputs = read_prompt(model, tokenizer, prompt)
     stops = stopping(tokenizer, settings, inputs)
-    return {**inputs, **settings.arguments(tokenizer), **stops, "max_new_tokens": length}
+    if settings.stop_at_eos:
+        stops |= ends(model, tokenizer)
+    return {**inputs, **settings.arguments(), **stops, "max_new_tokens": length}

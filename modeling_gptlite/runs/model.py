@@ -102,6 +102,10 @@ def _add_new_characters(tokenizer: PreTrainedTokenizerFast, source: Source, log:
 
 def check_saved(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ModelError` if the tokenizer has other ids once it is saved and loaded, as the finished model will be."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} has no tokenizer.json, which training needs; give one with --tokenizer"
+        )
     backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     loaded = Tokenizer.from_str(backend.to_str())  # what is written to tokenizer.json, and read from it
     before, after = backend.get_vocab(), loaded.get_vocab()

@@ -26,9 +26,11 @@ ALTERNATIVES = (
     # First, because the minutes also replace intervals that suit another number of steps, and the next group does not.
     (("minutes",), ("max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps")),
     (("max_steps", "num_train_epochs", "minutes"), ("teacher_overrides",)),
-    (("train_file", "dataset"), ("dataset_config", "text_column", "streaming")),
+    (("train_file", "dataset"), ("dataset_config", "text_column", "streaming", "documents", "encoding")),
+    (("train_file", "dataset"), ("sample_prompt", "language", "license")),  # they suit the text
     (("preset", "model_name_or_path"), ("model_overrides",)),
-    (("model_name_or_path",), ("teachers", "teacher_overrides")),
+    (("model_name_or_path",), ("teachers", "teacher_overrides", "tokenizer")),
+    (("model_name_or_path", "tokenizer"), ("vocab_size",)),
     (("optimizer",), ("muon_momentum_warmup",)),
 )
 

@@ -249,6 +249,8 @@ def _commit() -> str | None:
     """The commit of the clone that this code runs from, marked if files differ from it; None if it is installed."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # A virtual environment may lie in the clone of something else.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True

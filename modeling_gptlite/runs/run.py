@@ -163,18 +163,20 @@ class Run:
         loss = self._loss(model, step)
         if self.facts["lora_merged"]:
             trainer.model = model = model.merge_and_unload()  # type: ignore[operator]  # a PeftModel
+            self.facts["parameters"] = model.num_parameters()
         stops = not {"examples", "documents"}.isdisjoint(self.facts["data"])
         model.generation_config = sampling_defaults(self.tokenizer, stops)
         text, length = "", self.args.data.sample_length
         if length:
             ends = model.generation_config.eos_token_id
             text = sample(model, self.tokenizer, self.facts["prompt"], length, training.seed, ends)
-        record = self._record(step, loss, text)
+        record = {**self._record(step, loss, text), "finished": True}
         with trainer.checkpoints.disk_errors("the finished model"):
             self._save(model, record)
         self.log(f"\n{text}\n")
         self.log(f"{summary(record)}; saved in {training.output_dir}")
-        if advice := advise(record["log_history"], self.facts.get("budget", {}).get("limited_by_text", False)):
+        is_limited = self.facts.get("budget", {}).get("limited_by_text", False)
+        if advice := advise(record["log_history"], is_limited, has_teachers=self.teachers is not None):
             self.log(advice)
         is_pretrained, tokens = bool(self.facts["fine_tuned_from"]), self.facts["data"]["train_tokens"]
         if advice := suggest_base(self.args.data.train_file, tokens, training.minutes, is_pretrained):

@@ -15,7 +15,7 @@ from transformers import set_seed
 from ..data.files import read_text
 from ..errors import UserError
 from ..files import written
-from .generate import GenerationSettings, prompt_ids, samples
+from .generate import GenerationSettings, read_prompt, samples
 
 
 SEEDS = 1 << 32
@@ -59,7 +59,7 @@ def check_prompts(model, tokenizer, prompts: Sequence[str]) -> None:
     """Raise `UserError` for the first prompt that the model cannot read."""
     for number, prompt in enumerate(prompts, 1):
         try:
-            prompt_ids(model, tokenizer, prompt)
+            read_prompt(model, tokenizer, prompt)
         except UserError as error:
             place = f" (prompt {number} of {len(prompts)})" if len(prompts) > 1 else ""
             raise UserError(f"{error}{place}") from None

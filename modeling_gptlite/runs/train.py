@@ -98,7 +98,8 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     unfinished = checkpoint or begun(asked.training.output_dir)
     if asked.model.model_name_or_path == auto.AUTO:
         chosen = recorded_run(unfinished).get("model_name_or_path") if unfinished else None
-        settings["model_name_or_path"] = chosen or name_base(asked, source, log)
+        named = [chosen or name_base(asked, source, log)]  # for all processes: each finds other free memory
+        settings["model_name_or_path"] = broadcast_object_list(named)[0]
         asked = parse(settings)
     with asked.training.main_process_first():
         tokenizer, added = load_or_build_tokenizer(asked.model, source, log)

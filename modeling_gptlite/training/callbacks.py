@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import torch
 from transformers import TrainerCallback
 
-from ..decoding import SAMPLING
+from ..decoding import SAMPLING, prompt_ids
 from ..errors import UserError
 
 
@@ -154,8 +154,7 @@ def write_sample(
         eos_token_id: Generation ends at this token; only for models that were trained to predict it.
     """
     was_training, accelerator = model.training, model.device.type != "cpu"
-    inputs = tokenizer(prompt or tokenizer.bos_token or "\n", return_tensors="pt", add_special_tokens=False)
-    ids = inputs["input_ids"].to(model.device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt) or prompt_ids(tokenizer, "\n")], device=model.device)
     if longest is not None:
         ids = ids[:, 1 - longest :]
         length = min(length, longest - ids.shape[1])

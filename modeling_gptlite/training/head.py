@@ -198,12 +198,14 @@ class _HeadLoss(torch.autograd.Function):
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(0)
         found = ((states, states_gradient), (weight, weight_gradient), (bias, bias_gradient))
-        ctx.gradients = [each if each is None else each.mul_(scale).to(of.dtype) for of, each in found]
+        # They are scaled in the backward pass, together with its gradient: 1 / tokens alone is too small for float16.
+        ctx.gradients, ctx.scale = [each if each is None else each.to(of.dtype) for of, each in found], scale
         return loss * scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         gradients, ctx.gradients = ctx.gradients, None  # each is used once, so it can be overwritten
-        of_states, of_weight, of_bias = (each if each is None else each.mul_(grad_output) for each in gradients)
+        scale = grad_output * ctx.scale
+        of_states, of_weight, of_bias = (each if each is None else each.mul_(scale) for each in gradients)
         return of_states, of_weight, of_bias, None, None, None, None, None

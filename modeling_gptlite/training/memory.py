@@ -5,6 +5,7 @@ assert needed < free_memory(args.device)
 """
 
 import contextlib
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ def training_memory(
         lora: Rank of the LoRA matrices that are trained beside frozen weights; None to train all.
         freezes_embeddings: The embeddings, and a head that is tied to them, are not trained.
     """
-    tokens = args.per_device_train_batch_size * context
-    text = config.get_text_config()
+    config = copy.deepcopy(config)
+    tokens, text = args.per_device_train_batch_size * context, config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":  # it looks at positions, and these tensors have no values
+        rope["rope_type"] = "default"
     with FakeTensorMode(), quiet_transformers():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if attention := training_attention(args, context, model.config):
@@ -59,15 +63,28 @@ def training_memory(
         trained = parameters if lora is None else sum(lora * sum(m.weight.shape) for m in linear)
         if freezes_embeddings and lora is None:
             trained -= model.get_input_embeddings().weight.numel()
+        is_plain = _is_plain(model.eval())
         once, per_window = _activations(model.train(), args, context)
     activations = args.per_device_train_batch_size * per_window
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):  # renamed in transformers 5.23
         layers = text.num_hidden_layers
         activations = activations / layers + layers * tokens * text.hidden_size * 4
-    saved = 4 * parameters + (4 + STATE_BYTES) * trained + once + activations
-    modules = 0 if lora is None else PEFT_BYTES
+    held = 4 * parameters + STATE_BYTES * trained
     trains_head = lora is None and not (freezes_embeddings and config.tie_word_embeddings)
-    return modules + math.ceil((1 + SLACK) * (saved + _loss(text, tokens, trains_head)))
+    training = 4 * trained + once + activations + _loss(text, tokens, trains_head, is_plain)
+    evaluation = 0 if is_plain else 10 * args.per_device_eval_batch_size * context * text.vocab_size
+    modules = 0 if lora is None else PEFT_BYTES
+    return modules + math.ceil((1 + SLACK) * (held + max(training, evaluation)))
+
+
+def _is_plain(model) -> bool:
+    """Whether the logits are what the head returns, as `head.plain_head` finds with real weights."""
+    head, returned = model.get_output_embeddings(), []
+    if head is None:
+        return False
+    with head.register_forward_hook(lambda layer, args, output: returned.append(output)):
+        logits = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False).logits
+    return len(returned) == 1 and logits is returned[0]
 
 
 def _activations(model, args: CausalLMTrainingArguments, context: int) -> tuple[int, int]:
@@ -90,8 +107,10 @@ def _activations(model, args: CausalLMTrainingArguments, context: int) -> tuple[
     return max(0, 2 * sizes[0] - sizes[1]), sizes[1] - sizes[0]
 
 
-def _loss(text: Any, tokens: int, trains_head: bool) -> int:
+def _loss(text: Any, tokens: int, trains_head: bool, is_plain: bool) -> int:
     """Bytes of the logits and of what is computed from them."""
+    if not is_plain:
+        return 16 * tokens * text.vocab_size  # with the scaled or capped ones
     if text.vocab_size < LARGE_VOCABULARY:
         return 12 * tokens * text.vocab_size
     logits = 10 * min(LOGITS, tokens * text.vocab_size)

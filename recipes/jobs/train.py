@@ -17,8 +17,6 @@ import urllib.request
 from argparse import ArgumentParser
 from pathlib import Path
 
-import yaml
-
 from modeling_gptlite.errors import UserError
 from modeling_gptlite.runs.train import start_from
 
@@ -41,7 +39,7 @@ def settings_of(argv: list[str], folder: Path) -> dict:
     args, others = parser.parse_known_args(argv)
     if len(others) % 2 or not all(flag.startswith("--") for flag in others[::2]):
         parser.error(f"other flags must have the form --name value, got {' '.join(others)}")
-    given = {flag[2:]: yaml.safe_load(value) for flag, value in zip(others[::2], others[1::2], strict=True)}
+    given = {flag[2:]: value for flag, value in zip(others[::2], others[1::2], strict=True)}
     if args.timeout <= RESERVED:
         parser.error(f"--timeout must be more than {RESERVED}: installing and uploading take some minutes")
     if args.train_file.startswith(("http://", "https://")):
@@ -49,7 +47,7 @@ def settings_of(argv: list[str], folder: Path) -> dict:
         urllib.request.urlretrieve(args.train_file, path)
         args.train_file = str(path)
     push = {"push_to_hub": True, "hub_model_id": args.push_to_hub, "hub_strategy": "every_save"}
-    budget = {} if given.keys() & {"minutes", "max_steps"} else {"minutes": args.timeout - RESERVED}
+    budget = {} if given.keys() & {"minutes", "max_steps", "num_train_epochs"} else {"minutes": args.timeout - RESERVED}
     return {"train_file": args.train_file, "output_dir": "out/job", **push, **budget, **given}
 
 
