@@ -1,7 +1,8 @@
-"""Errors that a user can correct, and how they are found and worded."""
+"""Errors that a user can correct, how they are found and worded; and the settings in which they are made."""
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import MISSING, field
 from typing import Any
 
 
@@ -12,6 +13,20 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def setting(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """A field of a class of settings, which is a flag of the same name.
+
+    Args:
+        default: MISSING: it must be given.
+        help: The text of the flag.
+        metadata: More that `HfArgumentParser` knows, such as `choices` and `aliases`.
+    """
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def check(settings: Any, rules: Iterable[tuple[str, bool, str]], error: type[UserError] = UserError) -> None:

@@ -10,9 +10,9 @@ printf '%s\\n' "Who are you?" "And who am I?" | gptlite chat --model out/talking
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from modeling_gptlite.errors import UserError
+from modeling_gptlite.errors import UserError, setting
 from modeling_gptlite.runs.generate import LoadSettings, SamplingSettings
 
 from .cli import printable, run, shown
@@ -23,9 +23,7 @@ from .parser import Parser
 class ChatArguments:
     """The conversation."""
 
-    system: str | None = field(
-        default=None, metadata={"help": "Instructions for the model, before the first message. Default: none."}
-    )
+    system: str | None = setting(None, "Instructions for the model, before the first message. Default: none.")
 
 
 def main(argv: list[str] | None = None) -> None:

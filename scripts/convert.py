@@ -4,8 +4,9 @@ gptlite convert --from nanogpt out-shakespeare-char/ckpt.pt out/imported --meta 
 gptlite convert --to gguf out/quickstart out/quickstart-gguf --dtype q8_0
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from modeling_gptlite.errors import setting
 from modeling_gptlite.files import UserPath
 from modeling_gptlite.interchange import FORMATS, VerificationError, convert, readable, writable
 
@@ -24,40 +25,25 @@ def summaries(names: list[str]) -> str:
 class ConvertArguments:
     """What to convert, and to what."""
 
-    source_format: str | None = field(
-        default=None,
-        metadata={
-            "aliases": ["--from"],
-            "choices": readable(),
-            "help": f"Format of IN: {summaries(readable())}. Default: the class that IN holds, never nanogpt.",
-        },
+    source_format: str | None = setting(
+        None,
+        f"Format of IN: {summaries(readable())}. Default: the class that IN holds, never nanogpt.",
+        aliases=["--from"],
+        choices=readable(),
     )
-    target_format: str = field(
-        default="gptlite",
-        metadata={"aliases": ["--to"], "choices": writable(), "help": f"Format of OUT: {summaries(writable())}."},
+    target_format: str = setting(
+        "gptlite", f"Format of OUT: {summaries(writable())}.", aliases=["--to"], choices=writable()
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "choices": DTYPES,
-            "help": "Precision of the weights in OUT, for --to gguf. Default: that of IN.",
-        },
+    dtype: str | None = setting(
+        None, "Precision of the weights in OUT, for --to gguf. Default: that of IN.", choices=DTYPES
     )
-    meta: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": "File with the characters of the model, for --from nanogpt. Default: the meta.pkl beside IN."
-        },
+    meta: UserPath | None = setting(
+        None, "File with the characters of the model, for --from nanogpt. Default: the meta.pkl beside IN."
     )
-    tokenizer: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub name of the tokenizer. Default: the one in IN, or the characters of meta.pkl."
-        },
+    tokenizer: UserPath | None = setting(
+        None, "Folder or Hub name of the tokenizer. Default: the one in IN, or the characters of meta.pkl."
     )
-    check: bool = field(
-        default=True, metadata={"help": "Run the result, and compare its logits with those of the model."}
-    )
+    check: bool = setting(True, "Run the result, and compare its logits with those of the model.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,10 +7,10 @@ gptlite demo --static out/page out/quickstart
 Two models write side by side. A static page consists of plain files; the model runs in the visitor's browser.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_gptlite.errors import UserError
+from modeling_gptlite.errors import UserError, setting
 from modeling_gptlite.files import UserPath
 
 from .cli import run
@@ -28,25 +28,18 @@ class DemoArguments:
         default_factory=list,
         metadata={"help": "Folder or Hub name of a model, or of two to compare.", "nargs": "+"},
     )
-    static: UserPath | None = field(
-        default=None,
-        metadata={"help": "Write a page without a server into this new folder, instead of serving one with Gradio."},
+    static: UserPath | None = setting(
+        None, "Write a page without a server into this new folder, instead of serving one with Gradio."
     )
-    transformers_js: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": "For --static: a node_modules folder with @huggingface/transformers, which is copied, so that the "
-            "page works offline. Default: the page loads the library from jsDelivr."
-        },
+    transformers_js: UserPath | None = setting(
+        None,
+        "For --static: a node_modules folder with @huggingface/transformers, which is copied, so that the "
+        "page works offline. Default: the page loads the library from jsDelivr.",
     )
-    host: str | None = field(
-        default=None, metadata={"help": "Address to listen on. Default: $GRADIO_SERVER_NAME, else this machine only."}
-    )
-    port: int | None = field(
-        default=None, metadata={"help": "Port to listen on. Default: the first free one from 7860."}
-    )
-    share: bool = field(default=False, metadata={"help": "Also give the page a public address, through Gradio."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
+    host: str | None = setting(None, "Address to listen on. Default: $GRADIO_SERVER_NAME, else this machine only.")
+    port: int | None = setting(None, "Port to listen on. Default: the first free one from 7860.")
+    share: bool = setting(False, "Also give the page a public address, through Gradio.")
+    trust_remote_code: bool = setting(False, "Run the code that comes with the model.")
 
 
 def main(argv: list[str] | None = None):

@@ -6,11 +6,12 @@ gptlite evaluate --model out/quickstart out/tuned --train_file my_book.txt --out
 Every model continues the same places in the validation split, which training never reads.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import transformers
 
 from modeling_gptlite.data.sources import AUTO, SOURCES, SourceArguments
+from modeling_gptlite.errors import setting
 from modeling_gptlite.evaluation.evaluate import EvaluationSettings, evaluate
 from modeling_gptlite.files import UserPath
 
@@ -22,25 +23,19 @@ from .parser import Parser
 class EvaluateArguments:
     """What to evaluate, and where the results go."""
 
-    model: list[UserPath] = field(
-        metadata={"help": "Folders, or repository ids on the Hub, of models to compare.", "nargs": "+"}
-    )
-    output: UserPath | None = field(default=None, metadata={"help": "Write the results to this JSON file."})
-    card: bool = field(
-        default=False, metadata={"help": "Write the results to the model's run.json and model card as well."}
-    )
+    model: list[UserPath] = setting(help="Folders, or repository ids on the Hub, of models to compare.", nargs="+")
+    output: UserPath | None = setting(None, "Write the results to this JSON file.")
+    card: bool = setting(False, "Write the results to the model's run.json and model card as well.")
 
 
 @dataclass
 class EvaluationSource(SourceArguments):
     """The text. Its last part is evaluated; generated text is compared with the part before."""
 
-    dataset: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
-            "Default: what the first model was trained on."
-        },
+    dataset: UserPath | None = setting(
+        None,
+        f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
+        "Default: what the first model was trained on.",
     )
 
 

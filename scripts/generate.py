@@ -7,10 +7,10 @@ cat prompt.txt | gptlite generate --model out/quickstart --num_samples 4 --tempe
 
 import secrets
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from modeling_gptlite.errors import UserError, check
+from modeling_gptlite.errors import UserError, check, setting
 from modeling_gptlite.files import UserPath
 from modeling_gptlite.runs.generate import GenerationSettings, LoadSettings
 
@@ -22,27 +22,20 @@ from .parser import Parser
 class GenerateArguments:
     """What the model continues."""
 
-    prompt: list[str] | None = field(
-        default=None,
-        metadata={
-            "action": "extend",
-            "help": "The text to continue, or several. Default: standard input if it is piped, else a newline.",
-        },
+    prompt: list[str] | None = setting(
+        None,
+        "The text to continue, or several. Default: standard input if it is piped, else a newline.",
+        action="extend",
     )
-    prompt_file: UserPath | None = field(default=None, metadata={"help": "A UTF-8 file that holds the prompt."})
-    prompts: UserPath | None = field(
-        default=None,
-        metadata={"help": "A UTF-8 file with a prompt in each line; a .jsonl file has them in the field prompt."},
+    prompt_file: UserPath | None = setting(None, "A UTF-8 file that holds the prompt.")
+    prompts: UserPath | None = setting(
+        None, "A UTF-8 file with a prompt in each line; a .jsonl file has them in the field prompt."
     )
-    num_samples: int = field(
-        default=1, metadata={"help": "Texts for each prompt. A single one is printed while it is generated."}
-    )
-    output: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": "Write the texts to this file; a .jsonl file also has prompts, seeds and settings. Repeating the "
-            "command after an interruption continues the file."
-        },
+    num_samples: int = setting(1, "Texts for each prompt. A single one is printed while it is generated.")
+    output: UserPath | None = setting(
+        None,
+        "Write the texts to this file; a .jsonl file also has prompts, seeds and settings. Repeating the "
+        "command after an interruption continues the file.",
     )
 
 

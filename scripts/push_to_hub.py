@@ -5,10 +5,10 @@ gptlite push --model out/quickstart --repo_id USER/NAME --tag v1 --space USER/NA
 gptlite push --model out/quickstart --repo_id USER/NAME --space USER/NAME-page --space_sdk static
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_gptlite.errors import UserError
+from modeling_gptlite.errors import UserError, setting
 from modeling_gptlite.files import UserPath
 
 from .cli import run
@@ -19,30 +19,26 @@ from .parser import Parser
 class PushArguments:
     """What to publish, and where."""
 
-    model: UserPath = field(metadata={"help": "Folder of the model, as training or save_pretrained writes it."})
-    repo_id: str = field(metadata={"help": "Name on the Hub: USER/NAME."})
-    private: bool = field(default=False, metadata={"help": "Create a new repository as private."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to commit to; created if it does not exist."})
-    tag: str | None = field(default=None, metadata={"help": "Tag for the commit, v1 for example."})
-    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
-    dry_run: bool = field(default=False, metadata={"help": "List what would be published, and upload nothing."})
-    published_as: str = field(
-        default="gptlite",
-        metadata={
-            "aliases": ["--as"],
-            "help": "gptlite, with its code; native: transformers' own class (Qwen3, Llama, GPT-2), no remote code; "
-            "gguf: float32, float16 and 8-bit files for Ollama and llama.cpp.",
-        },
+    model: UserPath = setting(help="Folder of the model, as training or save_pretrained writes it.")
+    repo_id: str = setting(help="Name on the Hub: USER/NAME.")
+    private: bool = setting(False, "Create a new repository as private.")
+    revision: str | None = setting(None, "Branch to commit to; created if it does not exist.")
+    tag: str | None = setting(None, "Tag for the commit, v1 for example.")
+    create_pr: bool = setting(False, "Open a pull request instead of committing.")
+    dry_run: bool = setting(False, "List what would be published, and upload nothing.")
+    published_as: str = setting(
+        "gptlite",
+        "gptlite, with its code; native: transformers' own class (Qwen3, Llama, GPT-2), no remote code; "
+        "gguf: float32, float16 and 8-bit files for Ollama and llama.cpp.",
+        aliases=["--as"],
     )
-    space: str | None = field(default=None, metadata={"help": "Also publish a demo page as a Space of this name."})
-    space_sdk: str = field(
-        default="gradio",
-        metadata={
-            "choices": ["gradio", "static"],
-            "help": "How the Space runs the model: gradio, on its server; or static, in the visitor's browser.",
-        },
+    space: str | None = setting(None, "Also publish a demo page as a Space of this name.")
+    space_sdk: str = setting(
+        "gradio",
+        "How the Space runs the model: gradio, on its server; or static, in the visitor's browser.",
+        choices=["gradio", "static"],
     )
-    verbose: bool = field(default=False, metadata={"help": "List the files before they are uploaded."})
+    verbose: bool = setting(False, "List the files before they are uploaded.")
 
 
 def main(argv: list[str] | None = None):

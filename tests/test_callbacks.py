@@ -89,6 +89,14 @@ def test_a_sample_has_its_length_whatever_the_trainer_made_the_end_of_text():
     assert len(tokenizer(write_sample(model, tokenizer, "a", 20, seed=1))["input_ids"]) == 1 + 20
 
 
+@pytest.mark.parametrize("eos", ["d", None])
+def test_a_sample_without_a_prompt_needs_no_token_that_begins_texts(eos):
+    tokenizer = build_char_tokenizer("abcdefg \n", special_tokens=False)
+    tokenizer.bos_token, tokenizer.eos_token = None, eos
+    model = tiny_model("modern-1m", vocab_size=len(tokenizer))
+    assert write_sample(model, tokenizer, "", 5, seed=1)[0] == (eos or "\n")
+
+
 def test_the_page_of_samples_holds_no_character_that_a_terminal_obeys():
     page = render_samples(
         [{"step": 0, "sample": "a\x1b[2Jb\n```\n\n<b>"}, {"step": 1_000, "eval_loss": 1.5, "sample": "c"}]

@@ -1,10 +1,16 @@
-"""`decoding.py`: one default of sampling for all that generates."""
+"""`decoding.py`: one default of sampling for all that generates, and one way in which a prompt begins."""
 
-from helpers import tokenizer_of_kind
+import copy
 
-from modeling_gptlite.decoding import SAMPLING, sampling_defaults
+import pytest
+from helpers import tiny_model, tokenizer_of_kind
+from tokenizers.processors import TemplateProcessing
+
+from modeling_gptlite.decoding import SAMPLING, prompt_ids, sampling_defaults
 from modeling_gptlite.evaluation.evaluate import EvaluationSettings
 from modeling_gptlite.page.settings import SETTINGS
+from modeling_gptlite.page.tracing import TracedModel
+from modeling_gptlite.runs.generate import read_prompt
 
 
 def test_samples_evaluation_the_page_and_a_saved_model_sample_alike():
@@ -13,3 +19,35 @@ def test_samples_evaluation_the_page_and_a_saved_model_sample_alike():
     page = {name: SETTINGS[name].value for name in ("temperature", "top_k")}
     assert page | {"do_sample": True} == SAMPLING
     assert EvaluationSettings().temperature == SAMPLING["temperature"]
+
+
+def tokenizer_with(template: str):
+    """One that puts special tokens around each text, and whose tokens for its beginning and its end differ."""
+    tokenizer = copy.deepcopy(tokenizer_of_kind("bpe"))
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    special = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("prompt", ["12 green", "<s>12 green"])
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>"])
+def test_a_prompt_begins_once_as_its_tokenizer_begins_texts_and_does_not_end(template, prompt):
+    tokenizer = tokenizer_with(template)
+    inside = tokenizer("12 green", add_special_tokens=False)["input_ids"]
+    expected = [tokenizer.bos_token_id, *inside]
+    assert prompt_ids(tokenizer, prompt) == expected
+    model = tiny_model("modern-1m", vocab_size=len(tokenizer))
+    assert read_prompt(model, tokenizer, prompt)["input_ids"].tolist() == [expected]
+    assert TracedModel("", model, tokenizer).encode(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "expected"), [("<s>", "</s>", "<s>"), (None, "</s>", "</s>"), (None, None, None)]
+)
+def test_an_empty_prompt_is_what_begins_a_text_or_else_what_ends_one(bos, eos, expected):
+    tokenizer = tokenizer_with("$A")
+    tokenizer.bos_token, tokenizer.eos_token = bos, eos
+    ids = [] if expected is None else [tokenizer.convert_tokens_to_ids(expected)]
+    assert prompt_ids(tokenizer, "") == ids
+    assert sampling_defaults(tokenizer).bos_token_id == (ids[0] if ids else None)

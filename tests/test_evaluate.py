@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, TEXT, call, files, refused
 
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, SourceArguments, TextFile
-from modeling_gptlite.evaluation.evaluate import ROWS, source_of_run
+from modeling_gptlite.evaluation.evaluate import ROWS, batch_size, read_as_trained, source_of_run
 from modeling_gptlite.runs.publish import staged
 from scripts import evaluate
 
@@ -102,6 +102,33 @@ def test_a_flag_wins_over_the_record(trained, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(run))
     args = source_of_run(str(tmp_path), SourceArguments(validation_fraction=0.5), given={"validation_fraction"})
     assert args == SourceArguments(dataset="ada/texts", text_column="story", validation_fraction=0.5)
+
+
+def test_a_text_that_was_trained_on_is_divided_as_it_was_then(trained, tmp_path):
+    record = json.loads((trained / "run.json").read_text())
+    record["arguments"] |= {"validation_fraction": 0.05, "documents": "lines"}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (name,), told = record["arguments"]["train_file"], []
+    same, other = (SourceArguments(train_file=[f"elsewhere/{file}"]) for file in (name, "other.txt"))
+    found = read_as_trained(str(tmp_path), same, {"documents"}, told.append)
+    assert (found.validation_fraction, found.documents, found.train_file) == (0.05, "files", same.train_file)
+    assert told == ["read as in its training: validation_fraction 0.05"]
+    assert read_as_trained(str(tmp_path), other, set(), told.append) == other
+    assert read_as_trained("ada/on-the-hub", same, set(), told.append) == same
+
+
+def test_a_context_longer_than_the_text_is_not_padded(trained, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text(TEXT[:100])
+    argv = [f"--model={trained}", f"--train_file={tmp_path / 'short.txt'}", f"--output={tmp_path / 'e.json'}"]
+    evaluated(*argv, "--num_samples=0", capsys=capsys)
+    (row,) = json.loads((tmp_path / "e.json").read_text())["models"]
+    assert row["context_length"] == 9  # of 32; ten characters validate
+
+
+@pytest.mark.parametrize(("parameters", "expected"), [(10**6, 64), (10**9, 2)])
+def test_a_large_model_reads_few_texts_at_the_same_time(parameters, expected):
+    model = type("Model", (), {"num_parameters": lambda self: parameters})()
+    assert batch_size(model, 2048, 64) == expected
 
 
 def test_a_model_that_is_not_there_is_found_before_any_is_evaluated(trained, text_file, monkeypatch, capsys):

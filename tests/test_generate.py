@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TEXT, call, files, load_saved, refused
+from helpers import ROOT, TEXT, call, files, load_saved, refused, tiny_model
 
 from modeling_gptlite.interchange.native import to_qwen3
 from modeling_gptlite.loading import load_for_inference
@@ -20,12 +20,14 @@ from modeling_gptlite.runs.generate import (
     GenerationSettings,
     StopTexts,
     Streamer,
+    ends,
     load_generator,
+    read_prompt,
     samples,
     stream,
 )
 from scripts import generate
-from tokenization import build_bpe_tokenizer
+from tokenization import build_bpe_tokenizer, build_char_tokenizer
 
 
 def written(trained, *argv, capsys):
@@ -83,6 +85,18 @@ def test_stop_at_eos_is_opt_in(trained, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path)
     stopped = written(tmp_path, "--prompt=12", "--stop_at_eos", "--max_new_tokens=200", "--seed=0", capsys=capsys)
     assert len(stopped) < len(written(tmp_path, "--prompt=12", "--max_new_tokens=200", "--seed=0", capsys=capsys))
+
+
+def test_an_end_of_text_beside_those_of_the_model_ends_a_text_too(trained):
+    model, tokenizer = load_for_inference(str(trained))
+    model.generation_config.eos_token_id = [7, 9]
+    assert ends(model, tokenizer)["eos_token_id"] == sorted([7, 9, tokenizer.eos_token_id])
+
+
+def test_a_prompt_of_characters_that_become_bytes_is_read():
+    tokenizer = build_char_tokenizer("ab", byte_fallback=True)
+    model = tiny_model("modern-1m", vocab_size=len(tokenizer))
+    assert read_prompt(model, tokenizer, "aé")["input_ids"].shape == (1, 3)
 
 
 # ---- What decides on a token, and what ends a text ------------------------------------------------------------------

@@ -157,6 +157,20 @@ def test_the_head_of_the_loss_is_differentiated_exactly(smoothing, bias):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_float16_keeps_small_gradients_that_its_loss_scale_lifts():
+    """Of a step with a million tokens; the Trainer's scaler multiplies the loss by 65,536."""
+    torch.manual_seed(0)
+    layer, targets = torch.nn.Linear(8, 30, bias=False), torch.randint(0, 30, (1, 11))
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        states = torch.randn(1, 11, 8, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        loss = TrainingLoss(head.Head(layer, 30), dtype)
+        value = 65_536 * loss(type("Outputs", (), {"logits": states}), targets, torch.tensor(1_000_000))
+        value.backward()
+        found.append(states.grad.float())
+    torch.testing.assert_close(*found, rtol=0.01, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -78,6 +78,24 @@ def test_continuations_begin_at_evenly_spaced_places_and_stand_beside_the_true_t
     assert [len(tokenizer(text)["input_ids"]) for text in texts] == [50, 50, 50]
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_the_end_of_text_is_written_like_any_token_and_ends_nothing(batch_size):
+    tokenizer = build_char_tokenizer(TEXT)
+    ids = encode_corpus(TEXT[:1000], tokenizer)
+    model = tiny_model("modern-1m", vocab_size=len(tokenizer), tie_word_embeddings=False)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    with torch.no_grad():
+        model.model.norm.weight.zero_()  # all logits are equal, but for
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokenizer.eos_token_id].fill_(1.0)
+    generated, generate = [], model.generate
+    model.generate = lambda prompts, **settings: generated.append(len(prompts)) or generate(prompts, **settings)
+    texts, _ = statistics.write_continuations(model, tokenizer, ids, 3, 10, length=200, batch_size=batch_size)
+    assert [len(tokenizer(text)["input_ids"]) for text in texts] == [200, 200, 200]
+    assert any(tokenizer.eos_token in text for text in texts)
+    assert generated == ([3] if batch_size is None else [2, 1])
+
+
 def test_a_model_that_knows_the_text_by_heart_continues_it():
     """Every id is followed by the next one: a model that knows this writes the reference."""
     tokenizer = build_char_tokenizer("abcdefgh", special_tokens=False)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenization.builders import END_OF_TEXT
 
+from ..errors import setting
 from ..files import UserPath
 from . import DataError
 from .files import RowFiles, TextFile, check_encoding, download, find_files, is_table, lines
@@ -214,36 +215,24 @@ AUTO = "auto"
 class SourceArguments:
     """The text: files, a dataset, or a built-in text."""
 
-    train_file: list[UserPath] | None = field(
-        default=None,
-        metadata={
-            "help": "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); each also .gz; or "
-            "folders of them.",
-            "nargs": "+",
-            "action": "extend",
-        },
+    train_file: list[UserPath] | None = setting(
+        None,
+        "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); each also .gz; or "
+        "folders of them.",
+        nargs="+",
+        action="extend",
     )
-    dataset: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": f"Built in: {', '.join([AUTO, *SOURCES])}; or a dataset's Hub name or folder. "
-            f"Default: {AUTO}, unless --train_file is given."
-        },
+    dataset: UserPath | None = setting(
+        None,
+        f"Built in: {', '.join([AUTO, *SOURCES])}; or a dataset's Hub name or folder. "
+        f"Default: {AUTO}, unless --train_file is given.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    text_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of text. Default: text, if it exists."},
-    )
-    documents: Literal["files", "lines"] = field(
-        default="files",
-        metadata={"help": "A text file's documents: itself, or its lines."},
-    )
-    encoding: str | None = field(default=None, metadata={"help": "Of the files. Default: utf-8."})
-    streaming: bool = field(default=False, metadata={"help": "Read the dataset row by row, without a copy."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Fraction of the text, at its end, that is used for validation only."}
-    )
+    dataset_config: str | None = setting(None, "Configuration of the dataset.")
+    text_column: str | None = setting(None, "Column of text. Default: text, if it exists.")
+    documents: Literal["files", "lines"] = setting("files", "A text file's documents: itself, or its lines.")
+    encoding: str | None = setting(None, "Of the files. Default: utf-8.")
+    streaming: bool = setting(False, "Read the dataset row by row, without a copy.")
+    validation_fraction: float = setting(0.1, "Fraction of the text, at its end, that is used for validation only.")
 
 
 def open_source(args: SourceArguments, report: Callable[[str], None] = print) -> Source:

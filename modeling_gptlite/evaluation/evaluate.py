@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..data.encode import EncodedText, encode_text
 from ..data.sources import SOURCES, Source, SourceArguments, open_source
 from ..data.windows import EvaluationWindows
 from ..decoding import SAMPLING
-from ..errors import UserError, check
+from ..errors import UserError, check, setting
 from ..loading import check_folder, load_for_inference, load_tokenizer
 from ..runs.card import render_card
 from ..runs.record import RUN_FILE, RecordError, plain, read_run, write_run
@@ -35,20 +35,17 @@ from . import statistics
 class EvaluationSettings:
     """How to evaluate."""
 
-    num_samples: int = field(
-        default=64, metadata={"help": "Places in the validation split that each model continues; 0: none."}
+    num_samples: int = setting(64, "Places in the validation split that each model continues; 0: none.")
+    max_new_tokens: int = setting(256, "Tokens in each continuation.")
+    temperature: float = setting(
+        SAMPLING["temperature"], "Of the continuations. Below 1: more predictable; above 1: more random."
     )
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens in each continuation."})
-    temperature: float = field(
-        default=SAMPLING["temperature"],
-        metadata={"help": "Of the continuations. Below 1: more predictable; above 1: more random."},
+    context_length: int | None = setting(
+        None, "Tokens per window. Default: those of each model's training, else its maximum."
     )
-    context_length: int | None = field(
-        default=None, metadata={"help": "Tokens per window. Default: those of each model's training, else its maximum."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Windows per batch."})
-    seed: int = field(default=0, metadata={"help": "Of the continuations."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest available."})
+    batch_size: int = setting(64, "Windows per batch.")
+    seed: int = setting(0, "Of the continuations.")
+    device: str | None = setting(None, "cpu, cuda, mps, ... Default: the fastest available.")
 
 
 def check_settings(settings: EvaluationSettings) -> None:
@@ -239,7 +236,7 @@ def evaluate_predictions(
         raise UserError(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
-    context = min(int(context), len(split.validation_ids) - 1)  # the rest of a longer window would be padding
+    context = min(int(context), max(len(split.validation_ids) - 1, 1))  # the rest of a longer window would be padding
     windows = EvaluationWindows(split.validation_ids, context)
     precision = inference_precision(model)
     size = batch_size(model, context, settings.batch_size)

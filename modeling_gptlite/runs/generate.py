@@ -7,7 +7,7 @@ texts = list(samples(model, tokenizer, "ROMEO:", GenerationSettings(temperature=
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from tokenization import describe_characters, unknown_characters
 
 from ..decoding import prompt_ids
 from ..engine import EngineError, in_engine, load_fast
-from ..errors import UserError, check
+from ..errors import UserError, check, setting
 from ..files import UserPath
 from ..loading import check_folder, check_generation, load_for_inference, load_tokenizer, longest_text
 
@@ -33,20 +33,14 @@ LOWEST_TEMPERATURE = 1e-6  # logits divided by less overflow
 class LoadSettings:
     """The model, and where it runs."""
 
-    model: UserPath = field(metadata={"help": "Folder, or repository id on the Hub, of the model."})
-    seed: int | None = field(default=None, metadata={"help": "Repeats a text. Default: another text each time."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the fastest available."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "float32, bfloat16, float16, or int8 (weights; onnx only). Default: that of the saved weights."
-        },
+    model: UserPath = setting(help="Folder, or repository id on the Hub, of the model.")
+    seed: int | None = setting(None, "Repeats a text. Default: another text each time.")
+    device: str | None = setting(None, "cpu, cuda, mps, ... Default: the fastest available.")
+    dtype: str = setting(
+        "auto", "float32, bfloat16, float16, or int8 (weights; onnx only). Default: that of the saved weights."
     )
-    engine: str = field(
-        default="auto",
-        metadata={
-            "help": "torch, or onnx: faster on a CPU, in float32 or int8. Default: onnx where it gives the same text."
-        },
+    engine: str = setting(
+        "auto", "torch, or onnx: faster on a CPU, in float32 or int8. Default: onnx where it gives the same text."
     )
 
     def __post_init__(self):
@@ -62,33 +56,22 @@ class LoadSettings:
 class SamplingSettings:
     """How to generate."""
 
-    max_new_tokens: int = field(
-        default=500, metadata={"help": "Tokens to generate; a GPTLite model can go past its context length."}
+    max_new_tokens: int = setting(500, "Tokens to generate; a GPTLite model can go past its context length.")
+    greedy: bool = setting(False, "Always choose the most likely token instead of sampling.")
+    temperature: float | None = setting(
+        None, "Below 1: more predictable; above 1: more random. Default: the model's own."
     )
-    greedy: bool = field(default=False, metadata={"help": "Always choose the most likely token instead of sampling."})
-    temperature: float | None = field(
-        default=None, metadata={"help": "Below 1: more predictable; above 1: more random. Default: the model's own."}
+    top_k: int | None = setting(None, "Sample among this many most likely tokens; 0: all. Default: the model's own.")
+    top_p: float | None = setting(
+        None, "Sample among the most likely tokens with this total probability. Default: the model's own."
     )
-    top_k: int | None = field(
-        default=None, metadata={"help": "Sample among this many most likely tokens; 0: all. Default: the model's own."}
+    min_p: float | None = setting(
+        None, "Sample among tokens at least this likely, relative to the likeliest. Default: the model's own."
     )
-    top_p: float | None = field(
-        default=None,
-        metadata={"help": "Sample among the most likely tokens with this total probability. Default: the model's own."},
+    repetition_penalty: float | None = setting(
+        None, "Above 1: tokens that the text already has become less likely. Default: the model's own."
     )
-    min_p: float | None = field(
-        default=None,
-        metadata={
-            "help": "Sample among tokens at least this likely, relative to the likeliest. Default: the model's own."
-        },
-    )
-    repetition_penalty: float | None = field(
-        default=None,
-        metadata={"help": "Above 1: tokens that the text already has become less likely. Default: the model's own."},
-    )
-    stop: list[str] | None = field(
-        default=None, metadata={"help": "End a text before any of these texts; the prompt may contain them."}
-    )
+    stop: list[str] | None = setting(None, "End a text before any of these texts; the prompt may contain them.")
 
     def __post_init__(self):
         lowest = f"at least {LOWEST_TEMPERATURE} (--greedy chooses the most likely token)"
@@ -125,7 +108,7 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 class GenerationSettings(SamplingSettings):
     """How to generate."""
 
-    stop_at_eos: bool = field(default=False, metadata={"help": "Stop at the model's end-of-text token."})
+    stop_at_eos: bool = setting(False, "Stop at the model's end-of-text token.")
 
 
 def load(settings: LoadSettings, sampling: SamplingSettings):

@@ -7,13 +7,13 @@ model_args, data_args, training_args = parse(settings)
 import functools
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
 from ..data.sources import SourceArguments
-from ..errors import check, did_you_mean
+from ..errors import check, did_you_mean, setting
 from ..files import UserPath
 from ..training.arguments import ArgumentError, CausalLMTrainingArguments
 from .recipes import as_flags
@@ -23,52 +23,37 @@ from .recipes import as_flags
 class ModelArguments:
     """The model: a preset to train from scratch, or a saved model to continue or fine-tune."""
 
-    preset: str = field(
-        default="modern-1m",
-        metadata={
-            "help": "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m, "
-            "modern-124m, or auto: what suits text and time. Default: auto with --minutes, else modern-1m."
-        },
+    preset: str = setting(
+        "modern-1m",
+        "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m, "
+        "modern-124m, or auto: what suits text and time. Default: auto with --minutes, else modern-1m.",
     )
-    model_overrides: str | None = field(
-        default=None,
-        metadata={"help": "Fields of the preset to replace, as JSON: '{\"num_hidden_layers\": 8}'."},
+    model_overrides: str | None = setting(
+        None, "Fields of the preset to replace, as JSON: '{\"num_hidden_layers\": 8}'."
     )
-    model_name_or_path: UserPath | None = field(
-        default=None,
-        metadata={"help": "Folder or Hub name of a model to fine-tune; auto: one for the text."},
+    model_name_or_path: UserPath | None = setting(
+        None, "Folder or Hub name of a model to fine-tune; auto: one for the text."
     )
-    tokenizer: UserPath | None = field(
-        default=None,
-        metadata={
-            "help": "char, bpe or word to build one from the text, or the folder or Hub name of one. Default: the "
-            "model's own, else char."
-        },
+    tokenizer: UserPath | None = setting(
+        None,
+        "char, bpe or word to build one from the text, or the folder or Hub name of one. Default: the "
+        "model's own, else char.",
     )
-    vocab_size: int = field(default=1024, metadata={"help": "Tokens in a bpe or word vocabulary."})
-    freeze_embeddings: bool = field(
-        default=False,
-        metadata={"help": "Do not train the embeddings of a saved model."},
+    vocab_size: int = setting(1024, "Tokens in a bpe or word vocabulary.")
+    freeze_embeddings: bool = setting(False, "Do not train the embeddings of a saved model.")
+    lora_r: int | None = setting(
+        None, "Rank of the LoRA matrices to train next to the weights of a saved model, which are frozen."
     )
-    lora_r: int | None = field(
-        default=None,
-        metadata={"help": "Rank of the LoRA matrices to train next to the weights of a saved model, which are frozen."},
-    )
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "LoRA's output is scaled by alpha / rank. Default: twice the rank."}
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Probability of dropout on LoRA's input."})
+    lora_alpha: int | None = setting(None, "LoRA's output is scaled by alpha / rank. Default: twice the rank.")
+    lora_dropout: float = setting(0.0, "Probability of dropout on LoRA's input.")
 
-    teachers: int = field(
-        default=0,
-        metadata={
-            "help": "New models to train first, on the same text with other seeds, and to learn from. Default: what "
-            "suits text and time with --minutes, else 0."
-        },
+    teachers: int = setting(
+        0,
+        "New models to train first, on the same text with other seeds, and to learn from. Default: what "
+        "suits text and time with --minutes, else 0.",
     )
-    teacher_overrides: str | None = field(
-        default=None,
-        metadata={"help": "Settings of the teachers to replace, as JSON: '{\"max_steps\": 450}'."},
+    teacher_overrides: str | None = setting(
+        None, "Settings of the teachers to replace, as JSON: '{\"max_steps\": 450}'."
     )
 
     def __post_init__(self):
@@ -96,23 +81,12 @@ class ModelArguments:
 class DataArguments(SourceArguments):
     """The text, its context length, and the samples that are written."""
 
-    context_length: int | None = field(
-        default=None, metadata={"help": "Tokens per window. Default: the model's maximum."}
-    )
-    language: str | None = field(
-        default=None, metadata={"help": "Language of the text for the card, en for example. Default: the source's."}
-    )
-    license: str | None = field(
-        default=None, metadata={"help": "License of the model for the card. Default: mit for a built-in source."}
-    )
-    sample_prompt: str | None = field(
-        default=None,
-        metadata={"help": "Prompt of the samples. Default: a newline, or what begins a document."},
-    )
-    eval_sample_length: int = field(
-        default=64, metadata={"help": "Tokens of the sample before training and at each evaluation; 0 for none."}
-    )
-    sample_length: int = field(default=500, metadata={"help": "Tokens of the sample at the end; 0 for none."})
+    context_length: int | None = setting(None, "Tokens per window. Default: the model's maximum.")
+    language: str | None = setting(None, "Language of the text for the card, en for example. Default: the source's.")
+    license: str | None = setting(None, "License of the model for the card. Default: mit for a built-in source.")
+    sample_prompt: str | None = setting(None, "Prompt of the samples. Default: a newline, or what begins a document.")
+    eval_sample_length: int = setting(64, "Tokens of the sample before training and at each evaluation; 0 for none.")
+    sample_length: int = setting(500, "Tokens of the sample at the end; 0 for none.")
 
     def __post_init__(self):
         if isinstance(self.train_file, str):

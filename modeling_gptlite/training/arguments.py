@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.integrations import integration_utils
 from transformers.utils import is_liger_kernel_available
 
-from ..errors import UserError, check
+from ..errors import UserError, check, setting
 from .hardware import multiplies_bf16
 
 
@@ -71,9 +71,7 @@ _TRAINERS = {field.name: field for field in fields(TrainingArguments)}
 _FixedArguments: Any = make_dataclass(
     "_FixedArguments",
     [
-        (name, _TRAINERS[name].type, field(default_factory=list, metadata={"help": reason}))
-        if value == []
-        else (name, _TRAINERS[name].type, field(default=value, metadata={"help": reason}))
+        (name, _TRAINERS[name].type, setting(value, reason))
         for name, (value, reason) in FIXED.items()
         if name in _TRAINERS
     ],
@@ -116,88 +114,57 @@ class CausalLMTrainingArguments(_FixedArguments):
         ArgumentError: An argument has a value that is not allowed, or that would have no effect.
     """
 
-    output_dir: str = field(default="out/model", metadata={"help": "Folder for the model and its checkpoints."})
-    resume_from_checkpoint: str | None = field(
-        default="auto",
-        metadata={
-            "help": "auto: resume the unfinished run in the output folder if there is one. true: there must be one. "
-            "false: there must be none. Or the folder of a checkpoint."
-        },
+    output_dir: str = setting("out/model", "Folder for the model and its checkpoints.")
+    resume_from_checkpoint: str | None = setting(
+        "auto",
+        "auto: resume the unfinished run in the output folder if there is one. true: there must be one. "
+        "false: there must be none. Or the folder of a checkpoint.",
     )
-    optimizer: Literal["adamw", "muon", "trainer"] = field(
-        default="adamw",
-        metadata={
-            "help": "adamw: with weight decay for matrices and embeddings, as in nanoGPT. muon: Muon for the hidden "
-            "matrices, AdamW for all other parameters. trainer: the one that --optim names."
-        },
+    optimizer: Literal["adamw", "muon", "trainer"] = setting(
+        "adamw",
+        "adamw: with weight decay for matrices and embeddings, as in nanoGPT. muon: Muon for the hidden "
+        "matrices, AdamW for all other parameters. trainer: the one that --optim names.",
     )
-    muon_learning_rate: float = field(
-        default=0.02, metadata={"help": "Peak learning rate of Muon; that of AdamW is --learning_rate."}
+    muon_learning_rate: float = setting(0.02, "Peak learning rate of Muon; that of AdamW is --learning_rate.")
+    muon_momentum_warmup: float = setting(
+        0.0, "Fraction of the steps over which Muon's momentum rises from 0.85 to 0.95; 0: always 0.95."
     )
-    muon_momentum_warmup: float = field(
-        default=0.0,
-        metadata={"help": "Fraction of the steps over which Muon's momentum rises from 0.85 to 0.95; 0: always 0.95."},
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "Of the forward and backward pass. auto: bf16 if the hardware multiplies it, else fp32."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
-        default="auto",
-        metadata={"help": "Of the forward and backward pass. auto: bf16 if the hardware multiplies it, else fp32."},
+    min_learning_rate_ratio: float = setting(
+        0.1, "The cosine schedule ends at this fraction of the peak learning rates."
     )
-    min_learning_rate_ratio: float = field(
-        default=0.1,
-        metadata={"help": "The cosine schedule ends at this fraction of the peak learning rates."},
+    short_context: int | None = setting(None, "Sequence-length warm-up: train on windows of this many tokens first.")
+    short_context_fraction: float = setting(0.6, "Fraction of the steps that --short_context applies to.")
+    torch_compile: BoolOrAuto = setting(
+        False,
+        "Compile the model: slower to start, faster steps. auto: if the run is long enough.",
+        nargs="?",
+        const=True,
     )
-    short_context: int | None = field(
-        default=None,
-        metadata={"help": "Sequence-length warm-up: train on windows of this many tokens first."},
-    )
-    short_context_fraction: float = field(
-        default=0.6, metadata={"help": "Fraction of the steps that --short_context applies to."}
-    )
-    torch_compile: BoolOrAuto = field(  # type: ignore[assignment]  # a run replaces "auto" by a bool
-        default=False,
-        metadata={
-            "help": "Compile the model: slower to start, faster steps. auto: if the run is long enough.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    minutes: float | None = field(
-        default=None,
-        metadata={"help": "Instead of --max_steps: the time of the whole run, until the finished model is saved."},
+    minutes: float | None = setting(
+        None, "Instead of --max_steps: the time of the whole run, until the finished model is saved."
     )
 
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per step on each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows per evaluation batch."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay of all matrices."})
-    adam_beta2: float = field(default=0.99, metadata={"help": "Decay rate of AdamW's second moment."})
-    lr_scheduler_type: str = field(
-        default="cosine_with_min_lr", metadata={"help": "Learning rate schedule, by its name in transformers."}
+    per_device_train_batch_size: int = setting(64, "Windows per step on each device.")
+    per_device_eval_batch_size: int = setting(64, "Windows per evaluation batch.")
+    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW.")
+    weight_decay: float = setting(0.1, "Decoupled weight decay of all matrices.")
+    adam_beta2: float = setting(0.99, "Decay rate of AdamW's second moment.")
+    lr_scheduler_type: str = setting("cosine_with_min_lr", "Learning rate schedule, by its name in transformers.")
+    warmup_steps: float = setting(100, "Steps of learning rate warm-up; below 1, a fraction of all steps.")
+    eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
+    eval_steps: float = setting(250, "Steps between evaluations of the whole validation split.")
+    save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
+    save_steps: float = setting(250, "Steps between checkpoints.")
+    save_total_limit: int | None = setting(2, "Number of checkpoints to keep; the best one is always kept.")
+    load_best_model_at_end: bool = setting(True, "Save the weights with the lowest validation loss, not the last.")
+    metric_for_best_model: str | None = setting(
+        "loss", "Which metric selects the best weights: loss, the only one there is."
     )
-    warmup_steps: float = field(
-        default=100, metadata={"help": "Steps of learning rate warm-up; below 1, a fraction of all steps."}
-    )
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
-    eval_steps: float = field(
-        default=250, metadata={"help": "Steps between evaluations of the whole validation split."}
-    )
-    save_strategy: str = field(
-        default="steps", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
-    )
-    save_steps: float = field(default=250, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Number of checkpoints to keep; the best one is always kept."}
-    )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Save the weights with the lowest validation loss, not the last."}
-    )
-    metric_for_best_model: str | None = field(
-        default="loss", metadata={"help": "Which metric selects the best weights: loss, the only one there is."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logged training losses."})
-    disable_tqdm: bool | None = field(
-        default=True, metadata={"help": "Do not show the Trainer's progress bar beside the status line."}
-    )
+    logging_steps: float = setting(10, "Steps between logged training losses.")
+    disable_tqdm: bool | None = setting(True, "Do not show the Trainer's progress bar beside the status line.")
 
     def __post_init__(self):
         if not torch.accelerator.is_available():
