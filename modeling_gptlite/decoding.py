@@ -37,6 +37,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids[:-1] if is_ended else ids
 
 
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the tokenizer itself puts before every text (Gemma, Llama 3); None if it puts none."""
+    begin = tokenizer.bos_token_id
+    return begin if tokenizer("", verbose=False)["input_ids"][:1] == [begin] else None
+
+
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text as it stands."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -6,12 +6,20 @@ model, tokenizer = load_pretrained("out/quickstart")
 """
 
 import contextlib
+import io
 import json
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
+import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from . import GPTLiteForCausalLM
 from .errors import UserError
 from .files import check_readable
 from .hub import ADAPTER_CONFIG
@@ -47,8 +55,6 @@ def load_pretrained(name_or_path: str, tokenizer: str | None = None, **kwargs):
 
 def load_model(name_or_path: str, **kwargs):
     """The model of `load_pretrained` without its tokenizer."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
     check_pretrained(name_or_path)
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
@@ -69,8 +75,6 @@ def load_config(name_or_path: str):
     Raises:
         UserError: It cannot be loaded.
     """
-    from transformers import AutoConfig
-
     check_pretrained(name_or_path)
     try:
         folder = Path(name_or_path)
@@ -83,9 +87,7 @@ def load_config(name_or_path: str):
 
 def check_pretrained(name_or_path: str) -> None:
     """Raise `UserError` if a folder holds no model, a damaged one, or an adapter that cannot be loaded here."""
-    from transformers.utils import is_peft_available
-
-    if (Path(name_or_path) / ADAPTER_CONFIG).is_file() and not is_peft_available():
+    if (Path(name_or_path) / ADAPTER_CONFIG).is_file() and not transformers.utils.is_peft_available():
         raise UserError(f'{name_or_path} is a LoRA adapter, which needs PEFT: pip install "gptlite[finetune]"')
     check_folder(name_or_path)
     _check_base(Path(name_or_path) / ADAPTER_CONFIG)
@@ -125,8 +127,6 @@ def load_for_inference(name_or_path: str, device: str | None = None, dtype: str 
 
 
 def _on_device(model, device: str | None):
-    import torch
-
     where = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         if torch.device(where).type == "meta":
@@ -145,33 +145,34 @@ def check_generation(model, name_or_path: str, **arguments) -> None:
     Raises:
         UserError: One of them is wrong.
     """
-    import torch
-
     token = torch.ones((1, 1), dtype=torch.long, device=model.device)
     try:
-        with quiet_transformers():
+        with quiet():
             model.generate(token, attention_mask=token, **{**arguments, "max_new_tokens": 1})
     except (*CONFIGURATION_ERRORS, RuntimeError) as error:
         raise UserError(f"{name_or_path} cannot generate, check its generation_config.json: {error}") from error
 
 
 @contextlib.contextmanager
-def quiet_transformers():
-    """Only errors of transformers are logged."""
-    from transformers import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+def quiet() -> Iterator[None]:
+    """Discard what other libraries print and log, warnings and progress bars included; errors are raised."""
+    disabled = logging.root.manager.disable
+    discarded = io.StringIO()
+    with (
+        contextlib.redirect_stdout(discarded),
+        contextlib.redirect_stderr(discarded),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 def load_tokenizer(name_or_path: str):
     """Load a tokenizer from a folder or the Hub; no code from there is run."""
-    from transformers import AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         tokenizer(tokenizer.decode([0]))  # some wrong values raise only here
@@ -229,8 +230,6 @@ def check_shards(folder: Path) -> None:
 
 def longest_text(model) -> int | None:
     """Most tokens, prompt included, that `model` can generate; None if there is no limit (GPTLite's window moves)."""
-    from . import GPTLiteForCausalLM
-
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if isinstance(base, GPTLiteForCausalLM):
         return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from modeling_gptlite.errors import UserError, setting
 from modeling_gptlite.runs.generate import LoadSettings, SamplingSettings
 
-from .cli import printable, run, shown
+from .cli import run, shown, tell
 from .parser import Parser
 
 
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     check_folder(source.model)
     check_template(load_tokenizer(source.model), source.model)  # before the weights are downloaded
     model, tokenizer = load(source, settings)
-    chat = Chat(model, tokenizer, settings, args.system, report=_tell)
+    chat = Chat(model, tokenizer, settings, args.system, report=tell)
     if _on_a_terminal():
-        _tell("/reset starts a new conversation, Ctrl-C stops a reply, Ctrl-D ends")
+        tell("/reset starts a new conversation, Ctrl-C stops a reply, Ctrl-D ends")
     for message in _typed() if _on_a_terminal() else _piped():
         if message == "/reset":
             chat.reset()
@@ -56,7 +56,7 @@ def _answer(chat, message: str) -> None:
         chat.reply(message, lambda text: print(shown(text), end="", flush=True))
     except stays as error:
         if isinstance(error, UserError):
-            _tell(f"error: {error}")
+            tell(f"error: {error}")
 
 
 def _on_a_terminal() -> bool:
@@ -83,10 +83,6 @@ def _piped() -> Iterator[str]:
             yield line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise UserError(f"line {number} of standard input is not UTF-8: {error}") from error
-
-
-def _tell(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

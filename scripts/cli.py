@@ -60,7 +60,7 @@ def after_imports() -> None:
 
 
 def _exit_now(*_) -> NoReturn:
-    _complain("interrupted")
+    tell("interrupted")
     os._exit(INTERRUPTED)
 
 
@@ -72,13 +72,13 @@ def _report(error: BaseException) -> int:
     if "--traceback" in sys.argv:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        _complain("interrupted")
+        tell("interrupted")
         return INTERRUPTED
     message, exit_code = " ".join(str(error).split()), getattr(error, "exit_code", None)
     if exit_code is None:
         name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         message, exit_code = f"{name}{message} (unexpected; --traceback shows where)", 1
-    _complain(f"error: {printable(message)}")
+    tell(f"error: {message}")
     return exit_code
 
 
@@ -91,15 +91,16 @@ def _discard_output_if_it_fails() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(line: str) -> None:
+def tell(line: str) -> None:
+    """Print a line on standard error, if it can be written to."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> NoReturn:
     """Exit with code 2 and one line, before `UserError` is imported."""
-    _complain(f"error: {printable(message)}")
+    tell(f"error: {message}")
     raise SystemExit(2)
 
 

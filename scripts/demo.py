@@ -24,10 +24,7 @@ MOST_MODELS = 2
 class DemoArguments:
     """The models, and where the page is served or written."""
 
-    model: list[UserPath] = field(
-        default_factory=list,
-        metadata={"help": "Folder or Hub name of a model, or of two to compare.", "nargs": "+"},
-    )
+    model: list[UserPath] = setting([], "Folder or Hub name of a model, or of two to compare.", nargs="+")
     static: UserPath | None = setting(
         None, "Write a page without a server into this new folder, instead of serving one with Gradio."
     )

@@ -28,19 +28,15 @@ class EvaluateArguments:
     card: bool = setting(False, "Write the results to the model's run.json and model card as well.")
 
 
-@dataclass
-class EvaluationSource(SourceArguments):
-    """The text. Its last part is evaluated; generated text is compared with the part before."""
-
-    dataset: UserPath | None = setting(
-        None,
-        f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
-        "Default: what the first model was trained on.",
-    )
+DATASET_HELP = (
+    f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
+    "Default: what the first model was trained on."
+)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser((EvaluateArguments, EvaluationSource, EvaluationSettings), __doc__)
+    groups = (EvaluateArguments, SourceArguments, EvaluationSettings)
+    parser = Parser(groups, __doc__, short_help={"dataset": DATASET_HELP})
     args, source_args, settings = parser.parse(argv)
     transformers.utils.logging.disable_progress_bar()
     evaluate(

@@ -14,7 +14,7 @@ from modeling_gptlite.errors import UserError, check, setting
 from modeling_gptlite.files import UserPath
 from modeling_gptlite.runs.generate import GenerationSettings, LoadSettings
 
-from .cli import printable, run, shown
+from .cli import run, shown, tell
 from .parser import Parser
 
 
@@ -57,10 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = generate.load(source, settings)
     texts.check_prompts(model, tokenizer, prompts)
     if tokenizer.chat_template:
-        _tell(f"the model's chat template is not applied; gptlite chat --model {source.model} applies it")
+        tell(f"the model's chat template is not applied; gptlite chat --model {source.model} applies it")
     length = min(generate.tokens_to_generate(model, tokenizer, prompt, settings.max_new_tokens) for prompt in prompts)
     if length < settings.max_new_tokens:
-        _tell(f"the text ends after {length} tokens, at the model's context length")
+        tell(f"the text ends after {length} tokens, at the model's context length")
     if total == 1 and not args.output:
         generate.stream(model, tokenizer, prompts[0], settings, lambda text: print(shown(text), end="", flush=True))
         return
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             print(shown(texts.page(number, total, record["text"])), end="", flush=True)
         return
     if done:
-        _tell(f"{args.output}: continuing after {done} of {total} texts")
+        tell(f"{args.output}: continuing after {done} of {total} texts")
     bar = tqdm(records, total=total, initial=done, unit="text", disable=None)
     texts.append(Path(args.output), done, total, bar, about)
     print(f"{total} texts saved in {shown(args.output)}")
@@ -102,10 +102,6 @@ def read_prompt(args: GenerateArguments) -> str:
         raise UserError(
             f"cannot read the prompt from {args.prompt_file or 'standard input'}: {error.strerror}"
         ) from error
-
-
-def _tell(line: str) -> None:
-    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

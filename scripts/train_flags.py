@@ -28,17 +28,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 # The Trainer's own help for these takes several lines each.
 SHORT_HELP = {
-    "preset": "New model: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, -10m, -124m, or auto: what suits text and "
-    "time. Default: auto with --minutes, else modern-1m.",
     "teachers": "Models to train first and to learn from.",
-    "lora_r": "Rank of LoRA beside a saved model's weights.",
     "max_steps": "Optimizer steps. Default: as many as --num_train_epochs takes.",
     "num_train_epochs": "Passes over the training text, unless --max_steps is given.",
     "gradient_accumulation_steps": "Batches whose gradients are added up before each optimizer step.",
     "adam_beta1": "AdamW's decay of the first moment.",
     "max_grad_norm": "Gradients are scaled down to this norm; 0 does not.",
     "seed": "Of the initial weights, the training windows, dropout and the samples.",
-    "torch_compile": "Compile the model: faster steps after a while. auto: in long runs.",
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, slower steps.",
     "use_cpu": "Train on the CPU even if there is an accelerator.",
     "eval_on_start": "Evaluate once before training.",

@@ -8,12 +8,14 @@ import json
 import os
 import stat
 import zipfile
+from pathlib import Path
 
 import pytest
 from helpers import save_model, tiny_model
 
 from modeling_gptlite.data import DataError, files
 from modeling_gptlite.data.files import RowFiles, TextFile, download, find_files, read_text
+from modeling_gptlite.data.markup import html_text
 from modeling_gptlite.errors import UserError
 from modeling_gptlite.files import cache_dir, new_folder, sha256, written
 from modeling_gptlite.loading import load_pretrained
@@ -44,7 +46,10 @@ def test_files_come_in_the_order_given_and_a_folder_by_name(tmp_path):
     [
         ("none.txt", "no such file: .*none.txt"),
         ("empty.txt", "empty.txt is empty"),
-        ("folder", r"no file that can be read in the folder .*folder; read are .txt .md .*.parquet"),
+        (
+            "folder",
+            r"no file that can be read in the folder .*folder; read are .txt .md .*.parquet; left out: 1 .docx$",
+        ),
     ],
 )
 def test_files_that_cannot_be_trained_on_are_refused(path, message, tmp_path):
@@ -53,6 +58,26 @@ def test_files_that_cannot_be_trained_on_are_refused(path, message, tmp_path):
     (tmp_path / "folder" / "text.docx").write_text("text")
     with pytest.raises(DataError, match=message):
         find_files([tmp_path / path])
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(DataError, match="the path of a text is empty"):
+        find_files([""])
+
+
+def test_the_current_folder_is_read(here):
+    (here / "a.txt").write_text("a")
+    assert find_files(["."], list) == [Path("a.txt")]
+
+
+def test_a_link_to_a_folder_is_counted_among_what_is_left_out(tmp_path):
+    for name in ("folder/a.txt", "elsewhere/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("text")
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "elsewhere")
+    said = []
+    assert find_files([tmp_path / "folder"], said.append) == [tmp_path / "folder" / "a.txt"]
+    assert said == [f"{tmp_path / 'folder'}: 1 files are read (1 .txt); left out: 1 links to folders"]
 
 
 @pytest.mark.parametrize("kind", ["named", "process substitution", "device"])
@@ -74,6 +99,12 @@ def test_text_is_read_as_it_stands_wherever_its_bytes_are_cut(piece_bytes, tmp_p
     monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
     (tmp_path / "text.txt").write_bytes(MANY_BYTES.encode())
     assert "".join(read_text(tmp_path / "text.txt")) == MANY_BYTES
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1 << 20])
+def test_lines_are_the_same_wherever_the_text_is_cut(size):
+    text = "a long line " * 2000 + "\r\n\r\nb\rc\n\n" + "d" * 5000
+    assert list(files.lines(text[start : start + size] for start in range(0, len(text), size))) == text.splitlines()
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 2, 3, 4, 1 << 22])
@@ -107,6 +138,13 @@ def test_a_byte_order_mark_says_the_encoding_and_is_not_part_of_the_text(encodin
         (tmp_path / name).write_bytes((mark + text).encode(encoding))
         found = RowFiles([tmp_path / name]) if name != "a.txt" else TextFile(tmp_path / name, "cp1252")
         assert list(found) == [{"text": "é"}] if name != "a.txt" else "".join(found) == MANY_BYTES
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_an_encoding_that_needs_a_byte_order_mark_is_refused_for_a_text_without_one(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes("text".encode(f"{encoding}-le"))
+    with pytest.raises(DataError, match=rf"a.txt: .*; give --encoding {encoding}-le or {encoding}-be$"):
+        list(read_text(tmp_path / "a.txt", encoding))
 
 
 ENCODED = {
@@ -150,6 +188,39 @@ def test_a_compressed_file_that_is_cut_short_is_refused(name, tmp_path):
         list(read_text(tmp_path / name))
 
 
+def gutenberg(*texts):
+    """A file with books of Project Gutenberg."""
+    return "".join(
+        f"The Project Gutenberg eBook {number}\n\n*** START OF THE PROJECT GUTENBERG EBOOK {number} ***\n\n{text}\n\n"
+        f"*** END OF THE PROJECT GUTENBERG EBOOK {number} ***\n{'General Terms of Use ' * 100}\n"
+        for number, text in enumerate(texts)
+    )
+
+
+BOOKS = ["\n".join(f"{number} {color} bottles" for number in range(150)) for color in ("green", "blue", "red")]
+
+
+@pytest.mark.parametrize("piece_bytes", [4, 50, 999, 1 << 22])
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_book_of_project_gutenberg_keeps_its_text_and_loses_its_license(count, piece_bytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
+    (tmp_path / "a.txt").write_text(gutenberg(*BOOKS[:count]))
+    assert "".join(TextFile.of(tmp_path / "a.txt", None)) == "".join(f"{text}\n" for text in BOOKS[:count])
+
+
+@pytest.mark.parametrize("piece_bytes", [4, 1 << 22])
+def test_a_book_of_project_gutenberg_whose_end_is_missing_is_kept_and_the_next_one_too(
+    piece_bytes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
+    (tmp_path / "a.txt").write_text(gutenberg(BOOKS[0]).split("*** END")[0])
+    (tmp_path / "b.txt").write_text(gutenberg(BOOKS[0]).split("*** END")[0] + gutenberg(BOOKS[1]))
+    one, both = ("".join(TextFile.of(tmp_path / name, None)) for name in ("a.txt", "b.txt"))
+    assert one == f"{BOOKS[0]}\n\n"
+    assert both.startswith(one)
+    assert both.endswith(f"\n{BOOKS[1]}\n")
+
+
 PAGE = """<!DOCTYPE html><html><head><title>No</title><script>if (1 < 2) {}</script></head>
 <body><h1>One &amp; <i>only</i></h1><p>It   was
 <b>cold</b>.<br/>Very.</p><script src="x"/></script><ul><li>a<li>b</ul><pre>x  =  1
@@ -161,8 +232,13 @@ def test_a_page_is_read_as_its_text(tmp_path):
     assert "".join(TextFile(tmp_path / "a.html")) == "One & only\n\nIt was cold.\nVery.\n\na\nb\n\nx  =  1\ny\n"
 
 
+def test_the_head_of_a_page_may_lack_its_end_and_its_title_is_not_text():
+    page = "<html><head><meta charset=utf-8><title>No</title><style>p {}</style><body><p>Yes</p></body></html>"
+    assert html_text(page) == "Yes\n"
+
+
 def write_book(path, **pages):
-    with zipfile.ZipFile(path, "w") as book:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as book:
         book.writestr(
             "META-INF/container.xml",
             """<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">
@@ -186,6 +262,15 @@ def test_a_book_is_read_in_the_order_of_its_spine_without_its_table_of_contents(
     (tmp_path / "b.epub").write_text("no")
     with pytest.raises(DataError, match=r"b.epub is not an EPUB book that can be read: File is not a zip file"):
         list(TextFile(tmp_path / "b.epub"))
+
+
+def test_a_book_with_a_damaged_page_is_named(tmp_path):
+    write_book(tmp_path / "a.epub", first="Once upon a time")
+    content = (tmp_path / "a.epub").read_bytes()
+    begin = content.index(name := b"OEBPS/first 1.xhtml") + len(name)
+    (tmp_path / "a.epub").write_bytes(content[:begin] + b"\xff" + content[begin + 1 :])
+    with pytest.raises(DataError, match=r"a.epub is not an EPUB book that can be read: .*invalid block type"):
+        list(TextFile(tmp_path / "a.epub"))
 
 
 # ---- Rows ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,11 @@ LAYERS = {
         "errors files hub package",
     ),
     "tokenization": ("tokenization/*.py", "numpy tokenizers transformers", ""),
-    "data": ("modeling_gptlite/data/*.py", "datasets numpy pyarrow torch transformers", "errors files tokenization"),
+    "data": (
+        "modeling_gptlite/data/*.py",
+        "datasets numpy pyarrow torch transformers",
+        "decoding errors files tokenization",
+    ),
     "training": (
         "modeling_gptlite/training/*.py",
         "accelerate filelock huggingface_hub psutil safetensors torch tqdm transformers",

@@ -93,6 +93,11 @@ def test_many_files_are_counted_not_named(tmp_path):
         ({"dataset": "auto", "encoding": "cp1252"}, "--encoding and --documents are for the files of --train_file"),
         ({"documents": "lines"}, "--encoding and --documents are for the files of --train_file"),
         ({"train_file": ["a.txt"], "encoding": "cp1253x"}, "--encoding cp1253x is unknown; encodings are cp1252,"),
+        ({"train_file": ["a.txt"], "streaming": True}, "--dataset_config and --streaming are for a dataset that --dataset"),
+        ({"dataset": "tinyshakespeare", "streaming": True}, "--dataset_config and --streaming are for a dataset"),
+        ({"dataset_config": "en"}, "--dataset_config and --streaming are for a dataset"),
+        ({"dataset": "python-docs", "text_column": "text"}, "--text_column is for tables and datasets, and this is text"),
+        ({"text_column": "text"}, "--text_column is for tables and datasets, and this is text"),
         ({"validation_fraction": 1.0}, "--validation_fraction must lie between 0 and 1, got 1.0"),
     ],
 )
@@ -118,11 +123,11 @@ GUTENBERG = (
 def test_the_license_of_project_gutenberg_is_left_out_and_that_is_said(piece_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_PIECE_BYTES", piece_bytes)
     (tmp_path / "moby.txt").write_text(GUTENBERG * 20)
-    (tmp_path / "moby.html").write_text(f"<style>p {{}}</style><p>{GUTENBERG}</p>")
+    (tmp_path / "moby.html").write_text("<style>p {}</style>" + f"<p>{GUTENBERG}</p>" * 20)
     said = []
     for name in ("moby.txt", "moby.html"):
         source = open_source(SourceArguments(train_file=[str(tmp_path / name)]), said.append)
-        assert text_of(source) == "Call me Ishmael.\n"
+        assert text_of(source) == "Call me Ishmael.\n" * 20
     license = "the license of Project Gutenberg is left out of"
     assert said == [f"{license} moby.txt", "tags are left out of moby.html", f"{license} moby.html"]
 
@@ -216,6 +221,12 @@ def test_the_columns_of_a_table_determine_its_format(suffix, tmp_path):
 def test_a_column_that_is_named_is_read_as_text(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
     assert text_of(open_files(path, text_column="prompt")) == "aaa"
+
+
+def test_a_file_of_text_has_no_columns(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(DataError, match="--text_column is for tables and datasets, and this is text; leave it out"):
+        open_files(tmp_path / "a.txt", text_column="text")
 
 
 BAD_MESSAGES = {
@@ -377,6 +388,13 @@ def test_a_dataset_on_the_hub_is_recorded(rows, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: content)
     assert open_source(SourceArguments(dataset="ada/texts")).hub_dataset == "ada/texts"
     assert open_source(SourceArguments(dataset=str(rows))).hub_dataset is None
+
+
+@pytest.mark.parametrize("name", [".", "../rows", "../rows/", "absolute"])
+def test_a_dataset_in_a_folder_has_the_name_of_the_folder(name, rows, monkeypatch):
+    write_rows(rows / "train.jsonl", [{"text": "one"}])
+    monkeypatch.chdir(rows)
+    assert open_source(SourceArguments(dataset=str(rows) if name == "absolute" else name)).name == "rows"
 
 
 @pytest.mark.parametrize("kind", ["dataset", "file"])

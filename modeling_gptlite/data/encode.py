@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, describe_characters
 from tokenization.corpus import ENCODING, Encoder, map_ids, tokenizer_state, write_ids
 
+from ..decoding import first_token
 from ..files import cache_dir, written
 from . import DataError
 from .examples import EncodedRow, EvaluationExamples, Examples, ShuffledExamples, encode_rows
@@ -118,6 +119,7 @@ class EncodedText:
         validation_ids: `(tokens,)`, memory-mapped.
         training_text: The training split in pieces; each iteration reads it again.
         facts: What `run.json` says about the text.
+        begin: The token with which windows begin, if the tokenizer puts one before every text.
         replacement: How training windows are drawn, as for `RandomWindows`.
     """
 
@@ -125,6 +127,7 @@ class EncodedText:
     validation_ids: np.ndarray
     training_text: Iterable[str]
     facts: dict[str, Any]
+    begin: int | None = None
     replacement: bool = False
     divides = True  # a window can be cut into shorter ones
     examples = None
@@ -147,10 +150,11 @@ class EncodedText:
         Raises:
             DataError: The text is shorter than a window.
         """
-        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed, self.replacement)
-        validation = EvaluationWindows(self.validation_ids, context)
+        train = RandomWindows(self.train_ids, context, steps * windows_per_step, seed, self.begin, self.replacement)
+        validation = EvaluationWindows(self.validation_ids, context, self.begin)
         prompt = "" if "documents" in self.facts else "\n"  # the empty one begins a document
-        order = {} if self.replacement else {"windows": "without replacement"}
+        begun = "" if self.begin is None else f", each after token {self.begin}"
+        order = {} if self.replacement else {"windows": f"without replacement{begun}"}
         return RunData(train, validation, steps, prompt, {**self.facts, "context_length": context, **order})
 
 
@@ -279,7 +283,7 @@ def encode_text(
     _check_validation(facts)
     if source.has_short_texts and separator and scan.documents > 1:
         facts["documents"] = scan.documents
-    return EncodedText(train_ids, validation_ids, TextSlice(source, separator, 0, cut), facts)
+    return EncodedText(train_ids, validation_ids, TextSlice(source, separator, 0, cut), facts, first_token(tokenizer))
 
 
 @dataclass(frozen=True)

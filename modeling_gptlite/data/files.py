@@ -202,7 +202,7 @@ def _advice(raw: bytes, start: int) -> str:
 
 def _reads(raw: bytes, encoding: str) -> bool:
     try:
-        raw.decode(encoding)
+        codecs.getincrementaldecoder(encoding)().decode(raw)  # its last character may be cut
     except UnicodeDecodeError:
         return False
     return True
@@ -281,7 +281,8 @@ class TextFile:
         with _opened(path) as file:
             head = file.read(_HEAD_BYTES)
         is_known = suffix in TEXTS or encoding is not None or head.startswith(tuple(_MARKS))
-        if not is_known and (b"\0" in head or (re.search(rb"[\x01-\x08\x0e-\x1a]", head) and not _is_utf8(head))):
+        has_controls = re.search(rb"[\x01-\x08\x0e-\x1a]", head)
+        if not is_known and (b"\0" in head or (has_controls and not _reads(head, "utf-8"))):
             raise DataError(
                 f"{path} is not text. --train_file reads {' '.join([*TEXTS, *TABLES])}, each also .gz, and other files "
                 "of text. Convert it first: PDF with pdftotext, documents with pandoc -o FILE.txt, spreadsheets to CSV"
@@ -295,14 +296,6 @@ class TextFile:
     @property
     def has_tags(self) -> bool:
         return TEXTS.get(suffix_of(self.path), read_text) is not read_text
-
-
-def _is_utf8(head: bytes) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _without_frame(pieces: Iterable[str]) -> Iterator[str]:
@@ -400,10 +393,6 @@ TABLES: dict[str, Callable[[Path, str | None], Iterator[dict[str, Any]]]] = {
     ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
 }
-
-
-def is_table(path: str | os.PathLike) -> bool:
-    return suffix_of(path) in TABLES
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tokenization.builders import END_OF_TEXT
 from ..errors import setting
 from ..files import UserPath
 from . import DataError
-from .files import RowFiles, TextFile, check_encoding, download, find_files, is_table, lines
+from .files import TABLES, RowFiles, TextFile, check_encoding, download, find_files, lines, suffix_of
 from .formats import CHAT_TEMPLATE, EXAMPLES, LANGUAGE_MODELING, DatasetFormat, Part
 
 
@@ -268,7 +268,7 @@ def _open_files(args: SourceArguments, report: Callable[[str], None]) -> Source:
         check_encoding(args.encoding)
     files = find_files(args.train_file or [], report)
     name = " ".join(path.name for path in files) if len(files) <= 8 else f"{len(files):,} files"
-    tables = [path for path in files if is_table(path)]
+    tables = [path for path in files if suffix_of(path) in TABLES]
     if tables and len(tables) < len(files):
         text = next(path for path in files if path not in tables)
         raise DataError(f"--train_file takes tables or files of text, not both: {tables[0]} and {text}; name one kind")

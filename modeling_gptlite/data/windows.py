@@ -35,6 +35,8 @@ class RandomWindows(Dataset):
         ids: `(tokens,)` packed ids, in memory or memory-mapped.
         context: Context length, in tokens.
         samples: Number of windows in the run: steps x windows per step.
+        begin: The token that stands in the place of the first of each window, where no target is: Gemma and Llama 3
+            have read one before every text.
         replacement: Draw the start of each window independently, as version 0.1 did: after one pass, 37 % of the ids
             were never a target. Unfinished runs of that version need it.
 
@@ -45,7 +47,15 @@ class RandomWindows(Dataset):
         DataError: There are fewer than `context + 1` ids.
     """
 
-    def __init__(self, ids: np.ndarray, context: int, samples: int, seed: int, replacement: bool = False):
+    def __init__(
+        self,
+        ids: np.ndarray,
+        context: int,
+        samples: int,
+        seed: int,
+        begin: int | None = None,
+        replacement: bool = False,
+    ):
         if len(ids) <= context:
             shorter = longest_context(len(ids))
             advice = f"give more text, or --context_length {shorter}" if shorter else "give more text"
@@ -54,7 +64,7 @@ class RandomWindows(Dataset):
                 f"{advice}"
             )
         self.ids, self.context, self.samples, self.seed = ids, context, samples, seed
-        self.replacement = replacement
+        self.begin, self.replacement = begin, replacement
         self.tokens_per_sample = context
         self._span = np.arange(context + 1)
 
@@ -66,7 +76,7 @@ class RandomWindows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         starts = self._starts(np.asarray(indices)).astype(np.int64)
-        return _batch(self.ids[(starts[:, None] + self._span) % len(self.ids)].astype(np.int64))
+        return _batch(self.ids[(starts[:, None] + self._span) % len(self.ids)].astype(np.int64), self.begin)
 
     def _starts(self, indices: np.ndarray) -> np.ndarray:
         if self.replacement:
@@ -83,18 +93,19 @@ class EvaluationWindows(Dataset):
     Args:
         ids: `(tokens,)` packed ids, in memory or memory-mapped.
         context: Context length, in tokens.
+        begin: As for `RandomWindows`.
 
     Raises:
         DataError: There are fewer than two ids, so nothing to predict.
     """
 
-    def __init__(self, ids: np.ndarray, context: int):
+    def __init__(self, ids: np.ndarray, context: int, begin: int | None = None):
         if len(ids) < 2:
             raise DataError(
                 f"the validation text has {len(ids)} tokens; at least 2 are needed: give more text, or a larger "
                 "--validation_fraction"
             )
-        self.ids, self.context = ids, context
+        self.ids, self.context, self.begin = ids, context, begin
 
     def __len__(self) -> int:
         return -(-(len(self.ids) - 1) // self.context)
@@ -107,7 +118,7 @@ class EvaluationWindows(Dataset):
         for row, index in enumerate(indices):
             window = self.ids[index * self.context : (index + 1) * self.context + 1]
             windows[row, : len(window)] = window
-        return _batch(windows)
+        return _batch(windows, self.begin)
 
 
 def single(windows: Any, index: int) -> dict[str, torch.Tensor]:
@@ -122,11 +133,14 @@ def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def _batch(windows: np.ndarray) -> dict[str, torch.Tensor]:
+def _batch(windows: np.ndarray, begin: int | None) -> dict[str, torch.Tensor]:
     """`(batch, context + 1)` ids to inputs and targets, under both names: the Trainer counts the `labels`."""
     ids = torch.from_numpy(windows)
     targets = ids[:, 1:].contiguous()
-    return {"input_ids": ids[:, :-1].clamp(min=0), "labels": targets, "shift_labels": targets}
+    inputs = ids[:, :-1].clamp(min=0)
+    if begin is not None:
+        inputs[:, 0] = begin
+    return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
 
 
 def permuted(keys: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:

@@ -237,7 +237,7 @@ def evaluate_predictions(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
     context = min(int(context), max(len(split.validation_ids) - 1, 1))  # the rest of a longer window would be padding
-    windows = EvaluationWindows(split.validation_ids, context)
+    windows = EvaluationWindows(split.validation_ids, context, split.begin)
     precision = inference_precision(model)
     size = batch_size(model, context, settings.batch_size)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):

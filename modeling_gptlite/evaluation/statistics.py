@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..data.windows import IGNORED, EvaluationWindows
-from ..decoding import SAMPLING
+from ..decoding import SAMPLING, first_token
 from ..training.metrics import measure_tokens
 
 
@@ -107,6 +107,8 @@ def write_continuations(
     starts = np.linspace(0, len(ids) - prompt_tokens - length, count).astype(np.int64)
     windows = ids[starts[:, None] + np.arange(prompt_tokens + length)].astype(np.int64)
     prompts = torch.from_numpy(windows[:, :prompt_tokens]).to(model.device)
+    if (begin := first_token(tokenizer)) is not None:
+        prompts[:, 0] = begin
     settings = {**SAMPLING, "temperature": temperature, "top_p": 1.0, "max_new_tokens": length, "eos_token_id": None}
     texts = []
     for part in prompts.split(batch_size or count):

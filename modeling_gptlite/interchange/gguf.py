@@ -15,8 +15,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..loading import quiet
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .material import Engine, Material, from_extra, logits_of, quiet
+from .material import Engine, Material, from_extra, logits_of
 from .native import ConversionError, to_native
 
 

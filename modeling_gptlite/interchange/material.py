@@ -1,9 +1,6 @@
 """What travels between the formats: a model with its tokenizer, and the engines that run a written folder."""
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,21 +63,3 @@ def from_extra(what: str) -> Iterator[None]:
         raise ConversionError(
             f"{what} needs {error.name}: pip install --upgrade transformers 'gptlite[export]'"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Discard what other libraries print and log, warnings and progress bars included; errors are raised."""
-    disabled = logging.root.manager.disable
-    discarded = io.StringIO()
-    with (
-        contextlib.redirect_stdout(discarded),
-        contextlib.redirect_stderr(discarded),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)

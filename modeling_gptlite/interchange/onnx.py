@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..loading import quiet
 from ..modeling_gptlite import GPTLiteForCausalLM
-from .material import Engine, Material, from_extra, quiet
+from .material import Engine, Material, from_extra
 from .native import ConversionError, to_native
 from .pretrained import save_tokenizer, write_rope_theta
 

@@ -22,7 +22,7 @@ from .. import GPTLiteConfig, GPTLiteForCausalLM
 from ..data.encode import make_tokenizer
 from ..data.sources import Source
 from ..errors import UserError
-from ..loading import LOADING_ERRORS, check_pretrained, load_config, load_model, load_tokenizer, quiet_transformers
+from ..loading import LOADING_ERRORS, check_pretrained, load_config, load_model, load_tokenizer, quiet
 from ..loading import reason as reason_of
 from ..training.hardware import LARGE
 from ..training.memory import free_memory
@@ -224,7 +224,7 @@ def _load_saved(name: str, tokenizer: PreTrainedTokenizerBase, added: int) -> Pr
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.loss_type = model.loss_type or "ForCausalLM"
     if added and len(tokenizer) > embeddings:
-        with quiet_transformers():  # it explains the initialization in several lines
+        with quiet():  # it explains the initialization in several lines
             model.resize_token_embeddings(len(tokenizer))
     return model
 

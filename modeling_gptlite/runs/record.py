@@ -217,14 +217,7 @@ def _last_part(value: Any) -> Any:
         return {name: _last_part(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_last_part(item) for item in value]
-    return Path(value).name if isinstance(value, str) and _is_path(value) else value
-
-
-def _is_path(text: str) -> bool:
-    try:
-        return os.path.exists(text)
-    except ValueError:  # a null character
-        return False
+    return Path(value).name if isinstance(value, str) and os.path.exists(value) else value
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.encode import RunData
 from ..decoding import sampling_defaults
 from ..files import apply_umask, flush
-from ..loading import accept_older_transformers, longest_text
+from ..loading import accept_older_transformers
 from ..training.callbacks import (
     SAMPLES_FILE,
     LiveLine,
@@ -81,7 +81,7 @@ class Run:
         self.stop, self.clock = StopOnSignal(), Clock()
         callbacks = [self.clock, LiveLine(data.tokens_per_step), self.stop]
         if length := args.data.eval_sample_length:
-            callbacks.append(Samples(tokenizer, facts["prompt"], length, args.training.seed, longest_text(model)))
+            callbacks.append(Samples(tokenizer, facts["prompt"], length, args.training.seed))
         self.trainer = CausalLMTrainer(
             model,
             args.training,
@@ -169,7 +169,7 @@ class Run:
         text, length = "", self.args.data.sample_length
         if length:
             ends = model.generation_config.eos_token_id
-            text = sample(model, self.tokenizer, self.facts["prompt"], length, training.seed, ends)
+            text = write_sample(model, self.tokenizer, self.facts["prompt"], length, training.seed, ends)
         record = {**self._record(step, loss, text), "finished": True}
         with trainer.checkpoints.disk_errors("the finished model"):
             self._save(model, record)
@@ -239,14 +239,3 @@ class Run:
             seconds=self.clock.seconds(),
             sample=text,
         )
-
-
-def sample(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, length: int, seed: int, ends: int | None = None
-) -> str:
-    """The prompt and `length` tokens after it; fewer if the model cannot generate past its context.
-
-    Args:
-        ends: Generation stops at this token.
-    """
-    return write_sample(model, tokenizer, prompt, length, seed, longest=longest_text(model), eos_token_id=ends)

@@ -25,8 +25,8 @@ class ModelArguments:
 
     preset: str = setting(
         "modern-1m",
-        "Architecture to train from scratch: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, modern-10m, "
-        "modern-124m, or auto: what suits text and time. Default: auto with --minutes, else modern-1m.",
+        "New model: classic-10m, nanogpt-10m, gpt2-124m, modern-1m, -10m, -124m, or auto: what suits text and time. "
+        "Default: auto with --minutes, else modern-1m.",
     )
     model_overrides: str | None = setting(
         None, "Fields of the preset to replace, as JSON: '{\"num_hidden_layers\": 8}'."
@@ -41,9 +41,7 @@ class ModelArguments:
     )
     vocab_size: int = setting(1024, "Tokens in a bpe or word vocabulary.")
     freeze_embeddings: bool = setting(False, "Do not train the embeddings of a saved model.")
-    lora_r: int | None = setting(
-        None, "Rank of the LoRA matrices to train next to the weights of a saved model, which are frozen."
-    )
+    lora_r: int | None = setting(None, "Rank of LoRA beside a saved model's weights, which are frozen.")
     lora_alpha: int | None = setting(None, "LoRA's output is scaled by alpha / rank. Default: twice the rank.")
     lora_dropout: float = setting(0.0, "Probability of dropout on LoRA's input.")
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.encode import EncodedExamples, EncodedText, RunData, encode
 from ..data.sources import open_source
-from ..training.callbacks import say
+from ..training.callbacks import say, write_sample
 from ..training.memory import free_memory, training_memory
 from ..training.timing import Costs, time_run
 from . import auto
@@ -42,7 +42,7 @@ from .resume import (
     identify,
     recorded_run,
 )
-from .run import Interrupted, Run, sample
+from .run import Interrupted, Run
 from .settings import Arguments, parse, read
 from .teachers import Teachers, begun, teacher_settings
 
@@ -209,7 +209,7 @@ class Measure:
             lambda: build_model(args.model, self.tokenizer, self.added),
             args.training,
             data,
-            lambda model, tokens: sample(model, self.tokenizer, data.prompt, tokens, args.training.seed),
+            lambda model, tokens: write_sample(model, self.tokenizer, data.prompt, tokens, args.training.seed),
             (args.data.eval_sample_length, args.data.sample_length),
             evaluates_again=not args.training.eval_on_start,
         )

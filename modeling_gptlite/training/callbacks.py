@@ -14,13 +14,14 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from transformers import TrainerCallback
 
 from ..decoding import SAMPLING, prompt_ids
 from ..errors import UserError
+from ..loading import longest_text
 
 
 SAMPLES_FILE = "samples.md"
@@ -114,9 +115,9 @@ class Samples(TrainerCallback):
     run, writes no samples.
     """
 
-    def __init__(self, tokenizer, prompt: str, length: int, seed: int, longest: int | None = None, stream=None):
+    def __init__(self, tokenizer, prompt: str, length: int, seed: int, stream=None):
         self.tokenizer, self.prompt = tokenizer, prompt
-        self.settings: dict[str, Any] = {"length": length, "seed": seed, "longest": longest}
+        self.length, self.seed = length, seed
         self.stream = stream or sys.stdout
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -131,7 +132,7 @@ class Samples(TrainerCallback):
     def _add(self, args, state, model):
         if args.fsdp or args.deepspeed:
             return
-        text = write_sample(model, self.tokenizer, self.prompt, **self.settings)
+        text = write_sample(model, self.tokenizer, self.prompt, self.length, self.seed)
         state.log_history[-1]["sample"] = text
         with contextlib.suppress(OSError):  # a full disk is reported by the next checkpoint
             (Path(args.output_dir) / SAMPLES_FILE).write_text(render_samples(state.log_history), encoding="utf-8")
@@ -144,18 +145,18 @@ def write_sample(
     prompt: str,
     length: int,
     seed: int,
-    longest: int | None = None,
     eos_token_id: int | None = None,
 ) -> str:
     """The prompt and `length` tokens that the model generates after it. The global random state is not changed.
 
+    A model that cannot generate past its context writes fewer.
+
     Args:
-        longest: Maximum number of tokens with the prompt, for models that cannot generate past their context.
         eos_token_id: Generation ends at this token; only for models that were trained to predict it.
     """
     was_training, accelerator = model.training, model.device.type != "cpu"
     ids = torch.tensor([prompt_ids(tokenizer, prompt) or prompt_ids(tokenizer, "\n")], device=model.device)
-    if longest is not None:
+    if (longest := longest_text(model)) is not None:
         ids = ids[:, 1 - longest :]
         length = min(length, longest - ids.shape[1])
     devices = range(torch.accelerator.device_count()) if accelerator else []

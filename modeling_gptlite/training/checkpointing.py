@@ -50,7 +50,8 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """All checkpoints, the one of the last step first."""
-        steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in self._entries()}
+        paths = self.output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in paths}
         found = {path: int(step[1]) for path, step in steps.items() if step and path.is_dir()}
         return sorted(found, key=found.__getitem__, reverse=True)
 
@@ -189,9 +190,6 @@ class Checkpoints:
                 lock.release()
 
     # ---- Internal --------------------------------------------------------------------------------------------------
-
-    def _entries(self) -> list[Path]:
-        return list(self.output_dir.iterdir()) if self.output_dir.is_dir() else []
 
     def _seal(self, folder: Path, run: dict[str, Any]) -> None:
         """Write the manifest; when this returns, it and the files that it lists have reached the disk."""

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ..loading import quiet_transformers
+from ..loading import quiet
 from .arguments import CausalLMTrainingArguments
 from .hardware import autocast, training_attention
 from .head import LARGE_VOCABULARY, LOGITS
@@ -52,7 +52,7 @@ def training_memory(
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") == "dynamic":  # it looks at positions, and these tensors have no values
         rope["rope_type"] = "default"
-    with FakeTensorMode(), quiet_transformers():
+    with FakeTensorMode(), quiet():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if attention := training_attention(args, context, model.config):
             model.set_attn_implementation(attention)

@@ -88,11 +88,7 @@ class StackedMuon(Muon):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         for group in self.param_groups:
             params: list[torch.Tensor] = []
             grads: list[torch.Tensor] = []
@@ -112,7 +108,6 @@ class StackedMuon(Muon):
                 directions = stack.to(params[places[0]].dtype).unbind()
                 rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
                 torch._foreach_add_([params[place] for place in places], directions, alpha=-rate)
-        return loss
 
 
 def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float):

@@ -156,7 +156,8 @@ class _Steps:
         minutes = math.inf if self.args.minutes is None else self.args.minutes
         seconds, count = min(MOST_SECONDS, SHARE * 60 * minutes), 0
         least = LEAST_STEPS if first < SLOW else 1
-        while count < least or not self.all_agree(now() - began - first >= seconds):
+        # The processes take their steps together, as many as the main one.
+        while count < least or not broadcast_object_list([now() - began - first >= seconds])[0]:
             self.take(short_context)
             count += 1
         return first, (self.finished() - began - first) / count
@@ -186,10 +187,6 @@ class _Steps:
         if self.args.device.type != "cpu":
             torch.accelerator.synchronize()
         return now()
-
-    def all_agree(self, is_enough: bool) -> bool:
-        """What the main process says: the processes take their steps together."""
-        return broadcast_object_list([is_enough])[0]
 
 
 def _time_evaluation(model: Any, args: CausalLMTrainingArguments, data: RunData) -> tuple[float, float]:
