@@ -93,10 +93,16 @@ def test_many_files_are_counted_not_named(tmp_path):
         ({"dataset": "auto", "encoding": "cp1252"}, "--encoding and --documents are for the files of --train_file"),
         ({"documents": "lines"}, "--encoding and --documents are for the files of --train_file"),
         ({"train_file": ["a.txt"], "encoding": "cp1253x"}, "--encoding cp1253x is unknown; encodings are cp1252,"),
-        ({"train_file": ["a.txt"], "streaming": True}, "--dataset_config and --streaming are for a dataset that --dataset"),
+        (
+            {"train_file": ["a.txt"], "streaming": True},
+            "--dataset_config and --streaming are for a dataset that --dataset",
+        ),
         ({"dataset": "tinyshakespeare", "streaming": True}, "--dataset_config and --streaming are for a dataset"),
         ({"dataset_config": "en"}, "--dataset_config and --streaming are for a dataset"),
-        ({"dataset": "python-docs", "text_column": "text"}, "--text_column is for tables and datasets, and this is text"),
+        (
+            {"dataset": "python-docs", "text_column": "text"},
+            "--text_column is for tables and datasets, and this is text",
+        ),
         ({"text_column": "text"}, "--text_column is for tables and datasets, and this is text"),
         ({"validation_fraction": 1.0}, "--validation_fraction must lie between 0 and 1, got 1.0"),
     ],

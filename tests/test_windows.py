@@ -162,6 +162,16 @@ def test_every_target_is_counted_exactly_once(tokens, batch_size):
     assert inputs[counted].tolist() == ids[:-1].tolist()
 
 
+@pytest.mark.parametrize("kind", [EvaluationWindows, lambda *given, **more: RandomWindows(*given, 12, 0, **more)])
+def test_a_token_that_begins_texts_stands_where_no_target_is(kind):
+    ids = np.arange(100, 150)
+    plain, begun = kind(ids, 8), kind(ids, 8, begin=7)
+    expected = joined(plain, 5, "input_ids")
+    expected[:, 0] = 7
+    assert torch.equal(joined(begun, 5, "input_ids"), expected)
+    assert torch.equal(joined(begun, 5, "labels"), joined(plain, 5, "labels"))
+
+
 def test_the_last_window_is_filled_up_with_targets_that_no_loss_counts():
     last = EvaluationWindows(np.arange(10, 17), context=4)[1]
     assert last["labels"].tolist() == last["shift_labels"].tolist() == [15, 16, -100, -100]
