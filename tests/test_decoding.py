@@ -6,7 +6,9 @@ import pytest
 from helpers import tiny_model, tokenizer_of_kind
 from tokenizers.processors import TemplateProcessing
 
-from modeling_gptlite.decoding import SAMPLING, prompt_ids, sampling_defaults
+from modeling_gptlite.data.encode import encode
+from modeling_gptlite.data.sources import Source
+from modeling_gptlite.decoding import SAMPLING, first_token, prompt_ids, sampling_defaults
 from modeling_gptlite.evaluation.evaluate import EvaluationSettings
 from modeling_gptlite.page.settings import SETTINGS
 from modeling_gptlite.page.tracing import TracedModel
@@ -40,6 +42,16 @@ def test_a_prompt_begins_once_as_its_tokenizer_begins_texts_and_does_not_end(tem
     model = tiny_model("modern-1m", vocab_size=len(tokenizer))
     assert read_prompt(model, tokenizer, prompt)["input_ids"].tolist() == [expected]
     assert TracedModel("", model, tokenizer).encode(prompt) == expected
+
+
+def test_windows_begin_as_their_tokenizer_begins_texts(tmp_path):
+    tokenizer = tokenizer_with("<s> $A")
+    text = encode(Source("text", [["12 green bottles standing on the wall " * 20]]), tokenizer, 0.5)
+    data = text.cut(8, windows_per_step=2, steps=3)
+    for windows in (data.train, data.validation):
+        assert set(windows.__getitems__([0, 1])["input_ids"][:, 0].tolist()) == {tokenizer.bos_token_id}
+    assert str(tokenizer.bos_token_id) in data.facts["windows"]
+    assert first_token(tokenizer_with("$A")) is None
 
 
 @pytest.mark.parametrize(
