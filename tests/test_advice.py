@@ -32,6 +32,12 @@ def test_a_run_that_ended_with_its_text_is_not_told_to_take_more_time():
     )
 
 
+@pytest.mark.parametrize("training", [[1.9, 1.4, 1.2, 1.1], [2.0, 1.6, 1.5, 1.5]])
+def test_a_run_with_teachers_is_not_compared_with_its_training_loss(training):
+    told = advise(log([2.0, 1.6, 1.504, 1.5], training), has_teachers=True)
+    assert told == "the validation loss no longer falls"
+
+
 def test_a_difference_that_is_small_is_no_rise():
     assert "overfitting" not in advise(log([2.0, 1.5, 1.5, 1.505], [2.0, 1.5, 1.5, 1.5]))
 

@@ -1,19 +1,22 @@
 """The model card: what it says, that its examples run, and that a damaged record is refused."""
 
+import ast
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import REPO, TALKS, TEXT, push, run_python, train_tiny, write_rows
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from modeling_gptlite.runs.card import render_card
 from modeling_gptlite.runs.publish import staged
-from modeling_gptlite.runs.record import RecordError, read_run
+from modeling_gptlite.runs.record import RecordError, read_run, write_run
 from tokenization import build_bpe_tokenizer
 
 
@@ -60,12 +63,67 @@ def test_the_card_links_the_dashboard_that_the_run_reported_to(report_to, space,
     assert "dashboard" not in render_card({**record, "arguments": {"report_to": report_to}}, REPO)
 
 
-def test_the_cards_recipe_is_one(trained, tmp_path):
-    import yaml
-
+def test_the_cards_recipe_is_one(trained):
     (recipe,) = re.findall(r"```yaml\n(.*?)```", (trained / "README.md").read_text(), re.DOTALL)
     arguments = json.loads((trained / "run.json").read_text())["arguments"]
     assert yaml.safe_load(recipe) == arguments
+
+
+BLOCKS = {
+    "bash": lambda block: shlex.split(block)[-1],
+    "python": lambda block: ast.literal_eval(re.search(r'generate\((".*"), max_new_tokens', block)[1]),
+    "yaml": lambda block: yaml.safe_load(block)["sample_prompt"],
+}
+
+
+@pytest.mark.parametrize("prompt", ['say "no" \\', "O'Brien's", "Ёлка\n", "🎉 $HOME"])
+@pytest.mark.parametrize("language", BLOCKS)
+def test_every_block_of_the_card_gives_the_prompt_as_it_is(language, prompt, trained):
+    record = read_run(trained)
+    record["prompt"] = record["arguments"]["sample_prompt"] = prompt
+    card = render_card(record, REPO, kind="gguf" if language == "bash" else "gptlite")
+    (block,) = re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+    assert BLOCKS[language](block) == prompt
+
+
+@pytest.mark.parametrize("name", ["my book.txt b.txt", "книга", "книга.txt", "12 files"])
+def test_the_hub_accepts_a_text_of_any_name(name, trained, hub, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    record = read_run(folder)
+    record["data"]["name"] = name
+    write_run(folder, record)
+    push(folder, capsys=capsys)
+    card = ModelCard(hub.repo(REPO).files()["README.md"].decode())
+    assert {result.dataset_name for result in card.data.eval_results} == {name}
+
+
+def test_a_dataset_of_the_hub_is_named_by_its_id(trained):
+    record = read_run(trained)
+    record["data"] |= {"hub_dataset": "ada/all_texts", "name": "all texts"}
+    results = ModelCard(render_card(record, REPO)).data.eval_results
+    assert {result.dataset_type for result in results} == {"ada/all_texts"}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_without_a_sample_is_in_progress_until_it_is_finished(finished, trained):
+    card = render_card({**read_run(trained), "sample": "", "finished": finished}, REPO)
+    assert ("still in progress" in card) == (not finished)
+    assert ("![Training and validation loss](loss.png)" in card) == finished
+
+
+@pytest.mark.parametrize("changes", ["", " with changes"])
+def test_a_run_of_changed_code_is_not_repeated_at_its_commit(changes, trained):
+    record = read_run(trained)
+    record["environment"]["commit"] = 40 * "a" + changes
+    card = render_card(record, REPO)
+    assert f", gptlite {12 * 'a'}{changes} |" in card
+    assert ("at that commit" in card) == (not changes)
+
+
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_the_recipe_of_a_merged_adapter_is_said_to_keep_it(is_merged, trained):
+    card = render_card({**read_run(trained), "lora_rank": 4, "lora_merged": is_merged}, REPO)
+    assert ("the adapter is kept, which is merged here" in card) == is_merged
 
 
 BROKEN = {

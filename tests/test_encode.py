@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from helpers import TEXT, train_tiny, write_rows
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_gptlite.data import DataError, files
@@ -268,6 +269,14 @@ def test_examples_become_batches_with_the_first_validation_prompt():
     assert facts.items() <= prepared.facts.items()
     assert any("'é'" in line for line in lines)
     assert any("1 examples are longer than the context length of 20" in line for line in lines)
+
+
+def test_the_prompt_of_samples_is_without_the_token_that_begins_a_text():
+    tokenizer = build_char_tokenizer(ALPHABET)
+    template = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", tokenizer.bos_token_id)]}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template)
+    source = Source("test", [{"prompt": "why?", "completion": " no"}] * 2, PROMPT_COMPLETION)
+    assert encode(source, tokenizer, 0.5).cut(20, windows_per_step=1, steps=1).prompt == "why?"
 
 
 def test_an_epoch_of_text_is_as_many_windows_as_it_has_contexts():

@@ -58,6 +58,11 @@ def test_only_the_completion_and_its_end_are_targets(tokenizer):
     assert examples.count_characters(tokenizer) == 9 * len(PAIRS[7]["completion"])
 
 
+def test_a_character_of_a_completion_that_the_tokenizer_does_not_know_counts_as_one():
+    examples, _ = encode([{"prompt": "why?", "completion": " é, é!"}] * 2, validation_fraction=0.5)
+    assert examples.count_characters(TOKENIZERS["char"]) == len(" é, é!")
+
+
 @every_tokenizer
 def test_a_conversation_teaches_every_reply_and_nothing_else(tokenizer):
     examples, _ = encode([{"messages": TALK}] * 2, tokenizer, validation_fraction=0.5)
@@ -127,6 +132,35 @@ def test_what_a_tokenizer_has_to_know_holds_the_templates_characters_and_no_spec
     assert "".join(source_of(PAIRS[:2]).texts()) == "0 and 1? 1!1 and 2? 3!"
 
 
+WITH_TOKENS = (
+    "{{ bos_token + 'Hi!' }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [WITH_TOKENS, {"default": WITH_TOKENS, "tool_use": "tools"}], ids=["one", "two"])
+def test_a_template_may_name_the_special_tokens_and_the_default_of_several_is_taken(template):
+    tokenizer = build_char_tokenizer(ALPHABET)
+    tokenizer.chat_template = template
+    source = source_of([{"messages": TALK[1:3]}] * 2)
+    source.share_template(tokenizer)
+    train_examples = Examples.of(encode_rows(source, Encoder(tokenizer), 0.5)[0], 200)
+    assert tokenizer.decode(train_examples.ids) == tokenizer.apply_chat_template(TALK[1:3], tokenize=False)
+
+
+def test_turns_that_end_with_a_token_of_their_own_are_followed_by_the_end_of_text_once():
+    tokenizer = build_char_tokenizer(ALPHABET)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}" + (
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    source = source_of([{"messages": TALK[1:]}] * 2)
+    source.share_template(tokenizer)
+    train_examples = Examples.of(encode_rows(source, Encoder(tokenizer), 0.5)[0], 200)
+    text = "<user>1 and 1?|<assistant>2|<user>and 1?|<assistant>3|"
+    assert tokenizer.decode(train_examples.ids) == text + "<|endoftext|>"
+    assert tokenizer.decode(train_examples.completion(0)) == "2|3|<|endoftext|>"
+
+
 @every_tokenizer
 def test_too_long_examples_lose_their_beginning_or_are_left_out(tokenizer):
     long_prompt = {"prompt": "x" * 500 + " why?", "completion": " no"}
@@ -153,12 +187,13 @@ def test_an_empty_prompt_begins_with_the_beginning_of_text():
     assert tokenizer.decode(examples.completion(0)) == "yes<|endoftext|>"
 
 
-def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end():
+@pytest.mark.parametrize("prompt", ["why?", "<|endoftext|>why?"])
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end(prompt):
     tokenizer = build_char_tokenizer(ALPHABET)
     end = [("<|endoftext|>", tokenizer.eos_token_id)]
     template = TemplateProcessing(single="<|endoftext|> $A <|endoftext|>", special_tokens=end)
     tokenizer.backend_tokenizer.post_processor = template
-    examples, _ = encode([{"prompt": "why?", "completion": " no"}] * 2, tokenizer, validation_fraction=0.5)
+    examples, _ = encode([{"prompt": prompt, "completion": " no"}] * 2, tokenizer, validation_fraction=0.5)
     assert tokenizer.decode(examples.ids) == "<|endoftext|>why? no<|endoftext|>"
 
 

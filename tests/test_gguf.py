@@ -57,7 +57,7 @@ def test_a_file_holds_every_weight_and_transformers_computes_the_same(preset, ti
 def test_the_metadata_describes_model_and_tokenizer(preset, architecture, here, capsys):
     overrides = {"head_dim": 16, "num_key_value_heads": 2} if preset == "modern-1m" else {}
     save_model(here / "in", preset, **overrides)
-    (here / "in/run.json").write_text(json.dumps({"data": {"license": "cc0-1.0"}}))
+    (here / "in/run.json").write_text(json.dumps({"fine_tuned_from": None, "data": {"license": "cc0-1.0"}}))
     fields = gguf.GGUFReader(exported(here)).fields
     tokenizer = tokenizer_of_kind("char")
     expected = {
@@ -175,6 +175,13 @@ def test_added_tokens_are_typed_and_a_beginning_of_text_is_added_where_the_token
     types = dict(zip(names, types, strict=True))
     assert types["<think>"] == gguf.TokenType.USER_DEFINED
     assert types["<|endoftext|>"] == gguf.TokenType.CONTROL
+
+
+def test_a_tokenizer_that_leaves_out_unknown_letters_adds_no_beginning(tmp_path):
+    tokenizer = build_char_tokenizer("бвг")
+    tokenizer.backend_tokenizer.model.unk_token = None
+    write(Material(shaken("modern-1m", vocab_size=len(tokenizer)), tokenizer), tmp_path, "gguf")
+    assert gguf.GGUFReader(gguf_path(tmp_path)).fields["tokenizer.ggml.add_bos_token"].contents() is False
 
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -21,6 +21,7 @@ from helpers import (
     train_tiny,
 )
 from hub_server import Fault
+from hub_server import HubError as Refusal
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM
 
@@ -47,6 +48,15 @@ def test_a_repeated_push_makes_no_commit(trained, hub, capsys):
     push(trained, capsys=capsys)
     push(trained, capsys=capsys)
     assert len(commits(hub)) == 1
+
+
+def test_a_push_keeps_the_pictures_and_gguf_files_of_others(trained, hub, capsys):
+    push(trained, capsys=capsys)
+    others = {"bottles-Q4_K_M.gguf", "photo.png"}
+    for name in others:
+        HfApi().upload_file(repo_id=REPO, path_or_fileobj=b"theirs", path_in_repo=name)
+    push(trained, "--as=native", capsys=capsys)
+    assert others <= published(hub)
 
 
 def test_secrets_and_places_stay_at_home(trained, hub, tmp_path, capsys):
@@ -272,6 +282,23 @@ def test_a_refusal_of_the_hub_is_one_line_that_says_what_to_do(token, repo_id, t
     assert not hub.repositories
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(402, "PRO is needed for that."), (429, "run the command again"), (503, "run the command again")],
+)
+def test_a_push_is_to_be_repeated_only_if_the_answer_may_change(status, told, trained, hub, monkeypatch, capsys):
+    handle = hub.handle
+
+    def answer(request):
+        is_space = request.path.endswith("/repos/create") and request.json.get("type") == "space"
+        return Refusal(status, "PRO is needed for that.").answer if is_space else handle(request)
+
+    monkeypatch.setattr(hub, "handle", answer)
+    argv = [f"--model={trained}", f"--repo_id={REPO}", "--space=ada/demo"]
+    err = refused(push_to_hub.main, *argv, capsys=capsys, told=[f"the Hub answered {status}", told])
+    assert ("again" in err) == (status != 402)
+
+
 def test_no_network_is_told_in_one_line(trained, hub, capsys):
     hub.stop()
     refused(push_to_hub.main, f"--model={trained}", f"--repo_id={REPO}", capsys=capsys, told=["cannot be reached"])
@@ -354,6 +381,14 @@ NOT_AS_NAMED = {
 def test_a_file_that_is_not_what_its_name_says_is_refused(name, change, message, copied):
     change(copied / name)
     with pytest.raises(HubError, match=message):
+        published_files(copied)
+
+
+def test_an_adapter_of_a_base_in_the_home_folder_is_told_to_publish_that_first(copied, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    adapter = {"base_model_name_or_path": str(tmp_path / "base")}
+    (copied / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(HubError, match="publish that model first"):
         published_files(copied)
 
 

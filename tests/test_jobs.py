@@ -44,16 +44,27 @@ def settings_of():
     return module.settings_of
 
 
+NEEDED = ["--train_file", "book.txt", "--push_to_hub", REPO]
+
+
 def test_a_job_trains_for_less_than_its_timeout(settings_of, here):
-    needed = ["--train_file", "book.txt", "--push_to_hub", REPO]
-    assert settings_of(needed, here)["minutes"] == 22
-    assert settings_of([*needed, "--timeout", "120"], here)["minutes"] == 112
-    assert "minutes" not in settings_of([*needed, "--max_steps", "3"], here)
-    assert settings_of([*needed, "--minutes", "5"], here)["minutes"] == 5
+    assert settings_of(NEEDED, here)["minutes"] == 22
+    assert settings_of([*NEEDED, "--timeout", "120"], here)["minutes"] == 112
+    assert settings_of([*NEEDED, "--minutes", "5"], here)["minutes"] == "5"
+
+
+@pytest.mark.parametrize("budget", ["max_steps", "num_train_epochs"])
+def test_a_job_of_a_given_length_has_no_minutes(budget, settings_of, here):
+    assert "minutes" not in settings_of([*NEEDED, f"--{budget}", "3"], here)
+
+
+@pytest.mark.parametrize("value", ["ROMEO:", "no", "[1"])
+def test_a_value_is_what_was_written(value, settings_of, here):
+    assert settings_of([*NEEDED, "--sample_prompt", value], here)["sample_prompt"] == value
 
 
 @pytest.mark.parametrize(("argv", "told"), [(["--timeout", "8"], "more than 8"), (["--precision"], "--name value")])
 def test_a_jobs_mistake_is_one_line(argv, told, settings_of, here, capsys):
     with pytest.raises(SystemExit, match="2"):
-        settings_of(["--train_file", "book.txt", "--push_to_hub", REPO, *argv], here)
+        settings_of([*NEEDED, *argv], here)
     assert told in capsys.readouterr().err

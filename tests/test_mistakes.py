@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from helpers import ROOT, files, refused
+from transformers import ByT5Tokenizer
 
 from scripts import generate, push_to_hub, train
 
@@ -41,6 +42,7 @@ def folder(tmp_path_factory, trained):
     (tmp_path / "python.yaml").write_text("preset: !!python/object/apply:os.system ['touch executed']\n")
     (tmp_path / "bomb.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\npreset: *b\n")
     (tmp_path / "nested.yaml").write_text("preset: {name: modern-1m}\n")
+    ByT5Tokenizer().save_pretrained(tmp_path / "slow_tokenizer")
     for name, change in BROKEN_MODELS.items():
         shutil.copytree(tmp_path / "model", tmp_path / name)
         change(tmp_path / name)
@@ -118,9 +120,13 @@ TRAIN = {
     "empty file": (["--train_file=empty.txt"], ["empty.txt is empty"]),
     "folder without text": (["--train_file=empty_folder"], ["no file that can be read"]),
     "not UTF-8": (["--train_file=latin.txt"], ["latin.txt is not UTF-8", "0xe9", "offset 3"]),
+    "UTF-16 without a mark": (["--train_file=good.txt", "--encoding=utf-16"], ["good.txt", "--encoding utf-16-le"]),
+    "empty path": (["--train_file="], ["the path of a text is empty"]),
     "too short": (["--train_file=short.txt"], ["8 tokens", "129"]),
     "no network": (["--dataset=someone/books"], ["someone/books"]),
     "no such column": (["--dataset=stories", "--text_column=text"], ["'text'", "title", "story"]),
+    "column of a text": (["--train_file=good.txt", "--text_column=text"], ["--text_column", "tables"]),
+    "streamed text": (["--dataset=python-docs", "--streaming"], ["--streaming", "--dataset"]),
     "file and data set": (["--train_file=good.txt", "--dataset=stories"], ["--train_file", "--dataset"]),
     "unknown preset": (["--train_file=good.txt", "--preset=modern-1"], ["modern-1", "did you mean 'modern-1m'"]),
     "unknown flag": (["--train_file=good.txt", "--max_step=3"], ["--max_step", "max_steps"]),
@@ -203,6 +209,12 @@ TRAIN = {
     "dropout over one": (["--train_file=good.txt", '--model_overrides={"hidden_dropout": 2}'], ["hidden_dropout", "2"]),
     "empty vocabulary": (["--train_file=good.txt", "--tokenizer=word", "--vocab_size=0"], ["vocabulary", "0"]),
     "negative vocabulary": (["--train_file=good.txt", "--tokenizer=bpe", "--vocab_size=-9"], ["-9"]),
+    "vocabulary without a tokenizer": (["--train_file=good.txt", "--vocab_size=300"], ["--vocab_size", "bpe or word"]),
+    "preset of an old model": (
+        ["--train_file=good.txt", "--model_name_or_path=model", "--preset=modern-1m"],
+        ["--preset", "--model_name_or_path"],
+    ),
+    "slow tokenizer": (["--train_file=good.txt", "--tokenizer=slow_tokenizer"], ["ByT5Tokenizer", "--tokenizer"]),
     "new tokenizer, old model": (["--train_file=good.txt", "--model_name_or_path=model", "--tokenizer=char"], ["char"]),
     "resume from nowhere": (["--train_file=good.txt", "--resume_from_checkpoint=nowhere"], ["nowhere"]),
     "resume from a model": (["--train_file=good.txt", "--resume_from_checkpoint=model"], ["manifest.json"]),

@@ -1,12 +1,14 @@
 """interchange/nanogpt.py: `ckpt.pt` and `meta.pkl` are imported with equal logits, or refused."""
 
+import re
+
 import pytest
 import torch
-from helpers import TEXT, load_saved, nanogpt_checkpoint, nanogpt_logits, refused, save_nanogpt, tokenizer_of_kind
+from helpers import TEXT, call, load_saved, nanogpt_checkpoint, nanogpt_logits, refused, save_nanogpt, tokenizer_of_kind
 from torch.testing import assert_close
 
 from modeling_gptlite.interchange.nanogpt import from_nanogpt
-from scripts import convert
+from scripts import convert, generate
 
 
 CHARACTERS = sorted(set(TEXT))
@@ -35,6 +37,15 @@ def test_an_imported_model_generates_as_sample_py_does_and_past_the_context(here
     settings = model.generation_config
     assert (settings.do_sample, settings.temperature, settings.top_k) == (True, 0.8, 200)
     assert len(model.generate(**tokenizer(TEXT[:30], return_tensors="pt"), max_new_tokens=40)[0]) == 70
+
+
+def test_an_imported_model_of_other_letters_generates_them(here, capsys):
+    save_nanogpt(here / "in", list("бвг"))
+    convert.main(["--from", "nanogpt", "in", "out"])
+    capsys.readouterr()
+    code, out, err = call(generate.main, "--model=out", "--prompt=бв", "--max_new_tokens=20", capsys=capsys)
+    assert code == 0, err
+    assert re.fullmatch("бв[бвг]{20}\n", out)
 
 
 def test_a_checkpoint_without_characters_needs_a_tokenizer(here, capsys):

@@ -9,6 +9,7 @@ import pytest
 from helpers import call
 
 from modeling_gptlite.errors import UserError
+from modeling_gptlite.runs import settings
 from modeling_gptlite.runs.settings import GROUPS, CausalLMTrainingArguments
 from scripts.parser import Parser
 
@@ -55,6 +56,16 @@ def test_a_flag_replaces_the_text_of_the_recipe_whatever_its_kind(recipe):
 def test_the_quickstart_trains_on_the_text_of_a_flag():
     _, data, args = Parser(GROUPS, "").parse(["--config=quickstart", "--train_file=my.txt"])
     assert (data.train_file, data.dataset, args.max_steps) == (["my.txt"], None, 900)
+
+
+def test_a_recipe_for_a_new_model_fine_tunes_the_model_of_a_flag():
+    given = Parser(GROUPS, "").settings(["--config=shakespeare_char", "--model_name_or_path=out/mine"])
+    assert settings.parse(given).model.model_name_or_path == "out/mine"
+
+
+@pytest.mark.parametrize("argv", [["--train_file=a.txt", "--train_file=b.txt"], ["--train_file", "a.txt", "b.txt"]])
+def test_a_flag_of_several_files_may_be_repeated(argv):
+    assert Parser(GROUPS, "").settings(argv)["train_file"] == ["a.txt", "b.txt"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from helpers import load_saved, refused, save_model
 from transformers import pipeline
 
-from modeling_gptlite.interchange.pretrained import LOADING_OPTIONS
+from modeling_gptlite.interchange.pretrained import LOADING_OPTIONS, read_pretrained
 from scripts import convert
 
 
@@ -72,6 +72,25 @@ def test_a_pipeline_without_arguments_ends_at_the_context(target, here, capsys):
     convert.main(["--to", target, "in", "out"])
     (result,) = pipeline("text-generation", model="out", return_tensors=True)("12 green")
     assert len(result["generated_token_ids"]) == 32
+
+
+OF_BASE = {"fine_tuned_from": "base", "arguments": {}, "base_card": {"license": "mit"}, "data": {"license": "cc0-1.0"}}
+LICENSES = {
+    "from scratch": ({**OF_BASE, "fine_tuned_from": None, "base_card": {}}, "cc0-1.0"),
+    "fine-tuned": (OF_BASE, "mit"),
+    "fine-tuned, and given": ({**OF_BASE, "arguments": {"license": "cc0-1.0"}}, "cc0-1.0"),
+    "a base without a license": ({**OF_BASE, "base_card": {"languages": []}}, None),
+    "no base in the record": ({"data": {"license": "cc0-1.0"}}, None),
+    "a list": ([], None),
+    "a card of text": ({**OF_BASE, "base_card": "mit"}, None),
+}
+
+
+@pytest.mark.parametrize(("record", "license"), LICENSES.values(), ids=LICENSES)
+def test_a_fine_tuned_model_has_the_license_of_its_base_unless_one_was_given(record, license, here):
+    save_model(here / "in", "modern-1m")
+    (here / "in/run.json").write_text(json.dumps(record))
+    assert read_pretrained("in").license == license
 
 
 def test_an_adapter_is_refused(here, capsys):

@@ -116,6 +116,14 @@ def test_a_gguf_push_without_a_record_has_a_card_of_its_own(trained, hub, tmp_pa
     assert f"ollama run hf.co/{REPO}\n" in hub.repo(REPO).files()["README.md"].decode()
 
 
+def test_gguf_files_do_not_take_the_place_of_a_model(trained, hub, capsys):
+    pytest.importorskip("gguf")
+    push(trained, capsys=capsys)
+    argv = [f"--model={trained}", f"--repo_id={REPO}", "--as=gguf"]
+    refused(push_to_hub.main, *argv, capsys=capsys, told=[REPO, "holds a model", "a repository of their own"])
+    assert published(hub) == FOLDER_FILES
+
+
 def test_a_model_that_llama_cpp_cannot_compute_is_not_pushed(hub, tmp_path, capsys):
     pytest.importorskip("gguf")
     save_model(tmp_path / "model", "nanogpt-10m")
@@ -134,6 +142,23 @@ def test_a_space_is_pushed_that_loads_the_model(trained, hub, capsys):
     card = ModelCard(files["README.md"].decode())
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", [REPO])
     assert b"transformers" in files["requirements.txt"]
+
+
+ELSEWHERE = ["--as=gguf", "--revision=wild", "--create_pr"]  # main does not get a model that the Space could load
+
+
+@pytest.mark.parametrize("flag", ELSEWHERE)
+def test_a_space_without_a_model_to_load_is_refused_before_anything_is_sent(flag, trained, hub, capsys):
+    argv = [f"--model={trained}", f"--repo_id={REPO}", "--space=ada/demo", flag]
+    refused(push_to_hub.main, *argv, capsys=capsys, told=[REPO, "main branch", "--space_sdk static"])
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("flag", ELSEWHERE)
+def test_a_space_that_holds_the_model_goes_with_every_push(flag, trained, hub, capsys):
+    if flag == "--as=gguf":
+        pytest.importorskip("gguf")
+    assert "README.md" in push(trained, "--dry_run", "--space=ada/demo", "--space_sdk=static", flag, capsys=capsys)
 
 
 @pytest.mark.parametrize(

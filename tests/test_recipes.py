@@ -56,6 +56,29 @@ def test_a_setting_replaces_its_alternatives_in_the_recipe(given, left):
     assert set(override(recipe, given)) == left
 
 
+OF_THE_TEXT = {"sample_prompt", "language", "license", "documents", "encoding", "text_column", "dataset_config"}
+
+
+@pytest.mark.parametrize(
+    ("given", "dropped"),
+    [
+        ("train_file", {"train_file", *OF_THE_TEXT}),
+        ("dataset", {"train_file", *OF_THE_TEXT}),
+        ("model_name_or_path", {"preset", "tokenizer", "vocab_size"}),
+        ("tokenizer", {"tokenizer", "vocab_size"}),
+        ("preset", {"preset"}),
+    ],
+)
+def test_what_suits_a_text_or_a_tokenizer_is_dropped_with_it(given, dropped):
+    recipe = dict.fromkeys(["train_file", *OF_THE_TEXT, "preset", "tokenizer", "vocab_size", "max_steps"], 1)
+    assert recipe.keys() - override(recipe, [given]) == dropped
+
+
+def test_another_tokenizer_is_for_the_model_of_the_recipe():
+    recipe = {"model_name_or_path": "out/quickstart", "tokenizer": "out/quickstart"}
+    assert override(recipe, ["tokenizer"]) == {"model_name_or_path": "out/quickstart"}
+
+
 def test_another_optimizer_drops_what_only_muon_has():
     recipe = {"optimizer": "muon", "muon_momentum_warmup": 1.0, "learning_rate": 6e-3}
     assert override(recipe, ["optimizer"]) == {"learning_rate": 6e-3}

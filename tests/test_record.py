@@ -1,6 +1,7 @@
 """`run.json`: whatever a user passes can be written, and a file that is not a record is refused in one line."""
 
 import json
+import subprocess
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from modeling_gptlite.runs import record
 from modeling_gptlite.runs.record import RecordError, describe_environment, plain, publishable, read_run, write_run
 
 
@@ -68,6 +70,22 @@ def test_the_environment_names_versions_and_hardware():
     environment = describe_environment(torch.device("cpu"))
     assert environment["versions"]["torch"] == torch.__version__
     assert "cores of" in environment["hardware"]
+
+
+@pytest.mark.parametrize("tracked", ["record.py", "other.py"])
+def test_the_commit_is_that_of_the_code_and_not_of_a_clone_around_it(tracked, tmp_path, monkeypatch):
+    def git(*argv) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=ada", "-c", "user.email=ada@localhost", *argv]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    for name in ("record.py", "other.py"):
+        (tmp_path / name).touch()
+    git("init")
+    git("add", tracked)
+    git("commit", "-m", "first")
+    expected = git("rev-parse", "HEAD") if tracked == "record.py" else None
+    assert describe_environment(torch.device("cpu"))["commit"] == expected
 
 
 NOT_RECORDS = {

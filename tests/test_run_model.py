@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tokenizers import models
 from transformers import (
     AutoTokenizer,
+    ByT5Tokenizer,
     MambaConfig,
     MambaForCausalLM,
 )
@@ -150,6 +151,11 @@ def test_a_tokenizer_that_is_another_one_after_it_is_saved_is_refused():
     tokenizer.backend_tokenizer.model = models.BPE(vocabulary, merges=[], unk_token="<|unk|>")
     with pytest.raises(ModelError, match=r"other ids to '<\|user\|>'"):
         check_saved(tokenizer)
+
+
+def test_a_tokenizer_without_a_file_that_is_saved_with_the_model_is_refused():
+    with pytest.raises(ModelError, match=r"ByT5Tokenizer has no tokenizer.json, which training needs"):
+        check_saved(ByT5Tokenizer())
 
 
 # ---- Other models ---------------------------------------------------------------------------------------------------

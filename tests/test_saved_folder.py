@@ -151,6 +151,7 @@ def test_run_json_tells_what_was_done_and_names_no_place(trained):
     assert run["arguments"]["max_steps"] == 20
     assert run["arguments"]["train_file"] == ["bottles.txt"]
     assert run["results"]["steps"] == 20
+    assert run["finished"] is True
     assert (
         run["data"]["train_tokens"] + run["data"]["validation_tokens"]
         == run["data"]["train_characters"] + (run["data"]["validation_characters"])

@@ -48,6 +48,11 @@ MISTAKES = {
     "a wrong type": ({"max_steps": "many"}, "max_steps"),
     "a value that is not allowed": ({"sample_length": -1}, "--sample_length must be 0 (none) or more, got -1"),
     "LoRA without a model": ({"lora_r": 4}, "--lora_r needs --model_name_or_path"),
+    "a preset beside a model": ({"preset": "modern-1m", "model_name_or_path": "x"}, "--preset is for a new model"),
+    "overrides beside a model": ({"model_overrides": {}, "model_name_or_path": "x"}, "--model_overrides is for"),
+    "a size without a tokenizer": ({"vocab_size": 300}, "--vocab_size needs --tokenizer bpe or word"),
+    "a size of characters": ({"vocab_size": 300, "tokenizer": "char"}, "--vocab_size needs --tokenizer bpe or word"),
+    "a size of a model": ({"vocab_size": 300, "model_name_or_path": "x"}, "--vocab_size needs --tokenizer bpe or word"),
     "alpha without LoRA": ({"lora_alpha": 4}, "need --lora_r"),
     "rank 0": ({"lora_r": 0, "model_name_or_path": "x"}, "--lora_r must be at least 1, got 0"),
 }

@@ -103,7 +103,7 @@ def test_many_files_are_counted_not_named(tmp_path):
             {"dataset": "python-docs", "text_column": "text"},
             "--text_column is for tables and datasets, and this is text",
         ),
-        ({"text_column": "text"}, "--text_column is for tables and datasets, and this is text"),
+        ({"text_column": "text"}, "--text_column is for tables and datasets"),
         ({"validation_fraction": 1.0}, "--validation_fraction must lie between 0 and 1, got 1.0"),
     ],
 )

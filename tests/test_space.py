@@ -7,6 +7,7 @@ import pytest
 from helpers import ROOT
 from huggingface_hub import ModelCard
 
+from modeling_gptlite.page import space
 from modeling_gptlite.page.space import REQUIREMENTS, PageError, space_files
 
 
@@ -30,6 +31,20 @@ def test_a_static_space_holds_the_page_and_the_model(trained):
     card = ModelCard(files["README.md"].decode())
     assert (card.data.sdk, card.data.app_file, card.data.models) == ("static", "index.html", ["ada/bottles"])
     assert {"index.html", "static.js", "model/onnx/model.onnx", "model/tokenizer.json"} <= files.keys()
+
+
+@pytest.mark.parametrize(("sdk", "license"), [("gradio", "mit"), ("static", None)])
+def test_only_a_space_that_does_not_hold_the_model_has_a_license_of_its_own(sdk, license, tmp_path, monkeypatch):
+    monkeypatch.setattr(space, "write_website", lambda model, folder: None)
+    card = ModelCard(space_files(sdk, tmp_path, "ada/bottles")["README.md"].decode())
+    assert card.data.license == license
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_a_space_for_an_adapter_installs_peft(is_adapter, tmp_path):
+    (tmp_path / ("adapter_config.json" if is_adapter else "config.json")).touch()
+    requirements = space_files("gradio", tmp_path, "ada/bottles")["requirements.txt"].decode()
+    assert ("peft" in requirements.splitlines()) == is_adapter
 
 
 def test_an_unknown_kind_of_space_is_refused(trained):

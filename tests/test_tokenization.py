@@ -12,7 +12,7 @@ import pytest
 from helpers import run_python
 from tokenizers import AddedToken, Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from tokenization import (
     add_characters,
@@ -296,6 +296,11 @@ def test_ids_take_two_bytes_up_to_65536_tokens_and_four_beyond(vocab_size, dtype
     for ids in (encode_corpus(text, tokenizer), encode_corpus(text, tokenizer, tmp_path)):
         assert ids.dtype == dtype
         assert ids.tolist() == [vocab_size - 4, 0, vocab_size - 1]
+
+
+def test_a_tokenizer_without_a_state_is_refused():
+    with pytest.raises(ValueError, match=r"ByT5Tokenizer has no tokenizer.json"):
+        tokenizer_state(ByT5Tokenizer())
 
 
 @every_kind

@@ -7,11 +7,13 @@ from collections import Counter
 import pytest
 import torch
 from helpers import tiny_model
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from modeling_gptlite.errors import UserError
+from modeling_gptlite.page import tracing
 from modeling_gptlite.page.tracing import Sample, TracedModel, draw, load
-from tokenization import build_char_tokenizer, build_word_tokenizer
+from tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 
 
 DEFAULTS = {"samples": 1, "length": 60, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 3}
@@ -149,6 +151,35 @@ def test_a_token_knows_the_window_that_it_was_written_from(traced):
         with torch.no_grad():
             best = traced.model(torch.tensor([window])).logits[0, -1].softmax(-1).max().item()
         assert token.best[0][1] == pytest.approx(best, abs=1e-4)
+
+
+# ---- Tokens that are not characters ---------------------------------------------------------------------------------
+
+
+def drawn(tokenizer, prompt, text, monkeypatch) -> Sample:
+    """What is written if the tokens of `text` are drawn after the prompt."""
+    model = TracedModel("model", tiny_model("modern-1m", vocab_size=len(tokenizer)), tokenizer)
+    before, ids = tokenizer(prompt)["input_ids"], tokenizer(prompt + text)["input_ids"]
+    rest = iter(ids[len(before) :])
+    monkeypatch.setattr(tracing, "draw", lambda *args: next(rest))
+    *_, (sample,) = model.write(before, **{**DEFAULTS, "length": len(ids) - len(before)})
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("🎉", ["", "", "", "🎉"]), ("é!", ["", "é", "!"]), ("日本", ["", "", "日", "", "", "本"])]
+)
+def test_a_character_of_several_tokens_is_the_text_of_the_last_one(text, tokens, monkeypatch):
+    sample = drawn(build_bpe_tokenizer("a", vocab_size=259), "a", text, monkeypatch)
+    assert [token.text for token in sample.tokens] == tokens
+
+
+def test_a_tokenizer_that_decodes_no_space_before_a_text_keeps_those_within_it(monkeypatch):
+    backend = Tokenizer(models.WordLevel({"▁green": 0, "▁bottle": 1, "s": 2}))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
+    sample = drawn(tokenizer, "green", " bottle green", monkeypatch)
+    assert "green" + sample.text == tokenizer.decode(sample.ids) == "green bottle green"
 
 
 # ---- What is known about a model -----------------------------------------------------------------------------------

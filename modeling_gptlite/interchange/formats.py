@@ -19,7 +19,18 @@ from ..loading import CONFIGURATION_ERRORS, reason
 from ..modeling_gptlite import GPTLiteForCausalLM
 from . import gguf, nanogpt, onnx, pretrained
 from .material import Engine, Material, logits_of
-from .native import GPT2, LLAMA, QWEN3, WHOLE_MODEL, ConversionError, require_supported, to_gpt2, to_llama, to_qwen3
+from .native import (
+    GPT2,
+    LLAMA,
+    QWEN3,
+    WHOLE_MODEL,
+    ConversionError,
+    Target,
+    require_supported,
+    to_gpt2,
+    to_llama,
+    to_qwen3,
+)
 
 
 CHECKED_TOKENS = 256
@@ -55,6 +66,17 @@ class Format:
     engines: tuple[Engine, ...] = ()
 
 
+def _of_transformers(target: Target, holds: type[PreTrainedModel], convert: Callable[..., PreTrainedModel]) -> Format:
+    return Format(
+        f"transformers' {target.name} class",
+        read=pretrained.read_pretrained,
+        write=partial(pretrained.write_pretrained, convert=convert),
+        supported_fields=target.supported_fields,
+        holds=holds,
+        engines=(pretrained.TRANSFORMERS,),
+    )
+
+
 FORMATS: dict[str, Format] = {
     "gptlite": Format(
         "this package's class",
@@ -65,30 +87,9 @@ FORMATS: dict[str, Format] = {
         engines=(pretrained.TRANSFORMERS,),
     ),
     "nanogpt": Format("nanoGPT's ckpt.pt", read=nanogpt.read_nanogpt),
-    "gpt2": Format(
-        "transformers' GPT-2 class",
-        read=pretrained.read_pretrained,
-        write=partial(pretrained.write_pretrained, convert=to_gpt2),
-        supported_fields=GPT2.supported_fields,
-        holds=GPT2LMHeadModel,
-        engines=(pretrained.TRANSFORMERS,),
-    ),
-    "qwen3": Format(
-        "transformers' Qwen3 class",
-        read=pretrained.read_pretrained,
-        write=partial(pretrained.write_pretrained, convert=to_qwen3),
-        supported_fields=QWEN3.supported_fields,
-        holds=Qwen3ForCausalLM,
-        engines=(pretrained.TRANSFORMERS,),
-    ),
-    "llama": Format(
-        "transformers' Llama class",
-        read=pretrained.read_pretrained,
-        write=partial(pretrained.write_pretrained, convert=to_llama),
-        supported_fields=LLAMA.supported_fields,
-        holds=LlamaForCausalLM,
-        engines=(pretrained.TRANSFORMERS,),
-    ),
+    "gpt2": _of_transformers(GPT2, GPT2LMHeadModel, to_gpt2),
+    "qwen3": _of_transformers(QWEN3, Qwen3ForCausalLM, to_qwen3),
+    "llama": _of_transformers(LLAMA, LlamaForCausalLM, to_llama),
     "gguf": Format(
         "for llama.cpp and Ollama",
         write=gguf.write_gguf,

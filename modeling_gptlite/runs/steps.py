@@ -18,7 +18,7 @@ MOST_STEPS = 10**9
 MOST_EVALUATIONS = 10
 EVALUATION_SHARE = 0.2  # of the time, at most, for evaluations, samples and checkpoints
 WARMUP_SHARE = 0.05  # of the steps, at most
-RESERVE = 0.02  # of the time, because steps are not equally fast
+RESERVE = 0.04  # of the time, because later steps are slower than the first ones (`benchmarks/tuning.md`)
 INTERVALS = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 FITTED = ("max_steps", "warmup_steps", "eval_steps", "eval_delay", "save_steps")
 
