@@ -131,6 +131,12 @@ def own_compiled_code():
 
 
 @pytest.fixture
+def small_reserve(monkeypatch):
+    """Of the minutes of a run, a part with which the numbers of steps in the tests are round."""
+    monkeypatch.setattr("modeling_gptlite.runs.steps.RESERVE", 0.02)
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """An empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ from scripts import train as command
 from scripts.parser import Parser
 
 
+pytestmark = pytest.mark.usefixtures("small_reserve")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 
 

@@ -312,6 +312,24 @@ def test_a_wrong_table_is_refused_with_the_place(name, content, told, tmp_path):
         list(RowFiles([tmp_path / name]))
 
 
+DAMAGE = {
+    "the header of a page": lambda content: content[:4] + b"\xff" * 20 + content[24:],
+    "the lengths of texts": lambda content: content[:9000] + b"\xff" * 20 + content[9020:],
+    "a text": lambda content: content.replace(b"500 green", b"500 \xffreen"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_parquet_file_is_named(damage, tmp_path):
+    import pandas
+
+    path = tmp_path / "a.parquet"
+    pandas.DataFrame({"text": [f"{n} green bottles" for n in range(1000)]}).to_parquet(path, compression=None)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"a.parquet is not a Parquet file: "):
+        list(RowFiles([path]))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -42,7 +42,7 @@ LAYERS = {
     "page": (
         "modeling_gptlite/page/*.py",
         "gradio huggingface_hub torch transformers",
-        "decoding errors files interchange loading",
+        "decoding errors files hub interchange loading",
     ),
     "engine": (
         "modeling_gptlite/engine/*.py",

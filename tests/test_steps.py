@@ -7,6 +7,7 @@ from modeling_gptlite.training.arguments import ArgumentError
 from modeling_gptlite.training.timing import Costs
 
 
+pytestmark = pytest.mark.usefixtures("small_reserve")
 COSTS = Costs(start=1.0, step=0.1, short_step=0.1, evaluation=2.0, checkpoint=1.0, finish=0.75, tokens_per_step=1536)
 
 
@@ -59,6 +60,12 @@ def test_every_strategy_is_counted(given, steps):
 
 def test_what_has_passed_before_is_part_of_the_minutes():
     assert fit(COSTS, {"minutes": 1.0}, elapsed=10.0)["max_steps"] == fitted()["max_steps"] - 100
+
+
+def test_a_part_of_the_time_is_kept_in_reserve(monkeypatch):
+    given = {"eval_strategy": "no", "load_best_model_at_end": False, "save_strategy": "no"}
+    monkeypatch.setattr("modeling_gptlite.runs.steps.RESERVE", 0.5)
+    assert fitted(**given)["max_steps"] == 282  # 30 seconds, less 1.75 before the first step and after the last
 
 
 def test_a_time_too_short_for_one_step_is_refused():

@@ -153,7 +153,7 @@ def test_a_token_knows_the_window_that_it_was_written_from(traced):
         assert token.best[0][1] == pytest.approx(best, abs=1e-4)
 
 
-# ---- Tokens that are not characters ---------------------------------------------------------------------------------
+# ---- Tokens that are not characters --------------------------------------------------------------------------------
 
 
 def drawn(tokenizer, prompt, text, monkeypatch) -> Sample:

@@ -100,7 +100,8 @@ class Examples:
 
     def count_characters(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Number of characters that the model learns to predict."""
-        unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+        is_unknown = tokenizer.unk_token_id not in (None, tokenizer.eos_token_id)
+        unknown = tokenizer.unk_token_id if is_unknown else -1
         completions = [self.completion(index) for index in range(len(self))]
         return sum(len(tokenizer.decode(ids, skip_special_tokens=True)) + ids.count(unknown) for ids in completions)
 

@@ -88,7 +88,7 @@ class StackedMuon(Muon):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self):
+    def step(self):  # type: ignore[override]  # a closure is called by AdamW's
         for group in self.param_groups:
             params: list[torch.Tensor] = []
             grads: list[torch.Tensor] = []
