@@ -1,7 +1,7 @@
 """A page to try a model: texts with the probability of each character, the alternatives to it, and the attention.
 
 gptlite demo --model out/quickstart
-gptlite demo --model out/quickstart/checkpoint-450 out/quickstart
+gptlite demo --model out/quickstart/checkpoint-750 out/quickstart
 gptlite demo --static out/page out/quickstart
 
 Two models write side by side. A static page consists of plain files; the model runs in the visitor's browser.

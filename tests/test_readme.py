@@ -41,7 +41,7 @@ COMPUTED = {
     "demo.md": ("100 MB",),  # page/website.py's LARGEST_FLOAT
 }
 # Names of the pages, and what stands for them in the toy folder
-NAMES = {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": "", "checkpoint-450": "checkpoint-10"}
+NAMES = {"ROMEO": "12", "JULIET": "3", "USER": "ada", " ->": "", "checkpoint-750": "checkpoint-10"}
 REVIEWS = {"green bottles": "good", "should fall": "bad"}
 MODULES = {"push": "push_to_hub"}  # of `gptlite push`; the other commands are called like their modules
 QUICK = ["--max_steps=2", "--sample_length=5", "--per_device_train_batch_size=2", "--eval_steps=2", "--save_steps=2"]
