@@ -40,7 +40,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the tokenizer itself puts before every text (Gemma, Llama 3); None if it puts none."""
     begin = tokenizer.bos_token_id
-    return begin if tokenizer("", verbose=False)["input_ids"][:1] == [begin] else None
+    text = tokenizer.decode([next(i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)])
+    return begin if tokenizer(text, verbose=False)["input_ids"][:1] == [begin] else None
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -167,12 +167,13 @@ def push_folder(
         if card:
             operations.append(CommitOperationAdd("README.md", card.encode()))
         kept = {operation.path_in_repo for operation in operations}
-        stale = [name for name in uploaded if name not in kept and any(Path(name).match(p) for p in REPLACED)]
+        in_root = [name for name in uploaded if "/" not in name and name not in kept]
+        stale = [name for name in in_root if any(Path(name).match(pattern) for pattern in REPLACED)]
         if any(name.endswith(".gguf") for name in kept) and any(name.endswith(".safetensors") for name in stale):
             raise HubError(
                 f"{repo_id} holds a model, which GGUF files would replace; give them a repository of their own"
             )
-        operations += [CommitOperationDelete(name) for name in stale if "/" not in name]
+        operations += map(CommitOperationDelete, stale)
         return api.create_commit(  # type: ignore[call-overload]  # it has none for a variable `run_as_future`
             repo_id,
             operations,

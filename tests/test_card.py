@@ -123,7 +123,7 @@ def test_a_run_of_changed_code_is_not_repeated_at_its_commit(changes, trained):
 @pytest.mark.parametrize("is_merged", [True, False])
 def test_the_recipe_of_a_merged_adapter_is_said_to_keep_it(is_merged, trained):
     card = render_card({**read_run(trained), "lora_rank": 4, "lora_merged": is_merged}, REPO)
-    assert ("the adapter is kept, which is merged here" in card) == is_merged
+    assert ("keeps its LoRA adapter" in card) == is_merged
 
 
 BROKEN = {

@@ -51,7 +51,13 @@ def test_windows_begin_as_their_tokenizer_begins_texts(tmp_path):
     for windows in (data.train, data.validation):
         assert set(windows.__getitems__([0, 1])["input_ids"][:, 0].tolist()) == {tokenizer.bos_token_id}
     assert str(tokenizer.bos_token_id) in data.facts["windows"]
-    assert first_token(tokenizer_with("$A")) is None
+
+
+@pytest.mark.parametrize("template", ["$A", "$A </s>"])
+def test_a_tokenizer_that_only_ends_texts_begins_none(template):
+    tokenizer = tokenizer_with(template)
+    tokenizer.bos_token = tokenizer.eos_token
+    assert first_token(tokenizer) is None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ LAYERS = {
     "interchange": (
         "modeling_gptlite/interchange/*.py",
         "gguf llama_cpp onnx onnx_ir onnxruntime onnxscript tokenizers torch transformers",
-        f"{HUB_FILES} errors files loading tokenization",
+        f"{HUB_FILES} decoding errors files loading tokenization",
     ),
     "page": (
         "modeling_gptlite/page/*.py",

@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..decoding import first_token
 from ..loading import quiet
 from ..modeling_gptlite import GPTLiteForCausalLM
 from .material import Engine, Material, from_extra, logits_of
@@ -114,7 +115,7 @@ def write_gguf(material: Material, folder: Path, dtype: str | None = None) -> No
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType[name] for name in types])
     writer.add_token_merges(merges)
-    writer.add_add_bos_token(tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id])
+    writer.add_add_bos_token(first_token(tokenizer) is not None)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
     for name in ("bos", "eos", "unk", "pad"):

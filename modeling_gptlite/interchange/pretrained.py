@@ -41,7 +41,7 @@ def _recorded_license(folder: Path) -> str | None:
     """The license in the run's record, if the folder has a readable one: for a fine-tuned model that of its base."""
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        if record["fine_tuned_from"] and "license" not in record["arguments"]:
+        if record["fine_tuned_from"] and not record["arguments"].get("license"):
             return record["base_card"].get("license")
         return record["data"]["license"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

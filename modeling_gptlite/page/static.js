@@ -40,16 +40,17 @@ async function load(report) {
 }
 
 function encode(prompt) {
-  const ids = (text) => tokenizer.encode(text, { add_special_tokens: false });
+  const ids = (text, add_special_tokens = false) => tokenizer.encode(text, { add_special_tokens });
   const unknown = [...new Set(prompt)].filter((c) => tokenizer.unk_token && ids(c).includes(tokenizer.unk_token_id));
   if (unknown.length) {
     const code = (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     const named = unknown.map((c) => `'${c}' (${code(c)})`).join(", ");
     throw new Error(`Not in the vocabulary: ${named}. Please remove them from the prompt.`);
   }
-  const start = prompt || tokenizer.bos_token || tokenizer.eos_token;
-  if (!start) throw new Error("The model has no token that begins a text. Please write a prompt.");
-  return ids(start);
+  const start = tokenizer.bos_token || tokenizer.eos_token;
+  if (!prompt && !start) throw new Error("The model has no token that begins a text. Please write a prompt.");
+  const begun = prompt ? ids(prompt, true) : ids(start), eos = tokenizer.eos_token;
+  return prompt && eos && begun.at(-1) == ids(eos)[0] && !prompt.endsWith(eos) ? begun.slice(0, -1) : begun;
 }
 
 // The logits after `ids`, and the cache; `past` is the cache of the tokens before them.
