@@ -57,10 +57,10 @@ def find_files(paths: Iterable[str | os.PathLike], report: Callable[[str], None]
             file that can be read.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.name and not path.is_absolute():  # "": a variable of the shell that is not set
+    for name in paths:
+        if not os.fspath(name):  # a variable of the shell that is not set
             raise DataError("the path of a text is empty")
-        if not path.exists():
+        if not (path := Path(name)).exists():
             raise DataError(f"no such file: {path}")
         files += _files_in(path, report) if path.is_dir() else [_regular_file(path)]
     for path in files:
@@ -382,7 +382,7 @@ def _parquet(path: Path, encoding: str | None) -> Iterator[dict[str, Any]]:
         with _opened(path) as file:
             for batch in ParquetFile(file).iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
 
 

@@ -28,9 +28,10 @@ ALTERNATIVES = (
     (("max_steps", "num_train_epochs", "minutes"), ("teacher_overrides",)),
     (("train_file", "dataset"), ("dataset_config", "text_column", "streaming", "documents", "encoding")),
     (("train_file", "dataset"), ("sample_prompt", "language", "license")),  # they suit the text
+    (("model_name_or_path",), ("tokenizer", "vocab_size")),  # before the next, which a preset begins, too
     (("preset", "model_name_or_path"), ("model_overrides",)),
-    (("model_name_or_path",), ("teachers", "teacher_overrides", "tokenizer")),
-    (("model_name_or_path", "tokenizer"), ("vocab_size",)),
+    (("model_name_or_path",), ("teachers", "teacher_overrides")),
+    (("tokenizer",), ("vocab_size",)),
     (("optimizer",), ("muon_momentum_warmup",)),
 )
 

@@ -41,7 +41,7 @@ class ModelArguments:
     )
     vocab_size: int = setting(1024, "Tokens in a bpe or word vocabulary.")
     freeze_embeddings: bool = setting(False, "Do not train the embeddings of a saved model.")
-    lora_r: int | None = setting(None, "Rank of LoRA beside a saved model's weights, which are frozen.")
+    lora_r: int | None = setting(None, "Rank of LoRA beside a saved model's weights.")
     lora_alpha: int | None = setting(None, "LoRA's output is scaled by alpha / rank. Default: twice the rank.")
     lora_dropout: float = setting(0.0, "Probability of dropout on LoRA's input.")
 
