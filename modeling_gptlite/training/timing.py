@@ -97,11 +97,7 @@ def time_run(
     began = now()
     model = build().to(args.device)
     building = now() - began
-    if attention := training_attention(args, getattr(data.train, "context", math.inf), model.config):
-        model.set_attn_implementation(attention)
-    if getattr(args, "activation_checkpointing", args.gradient_checkpointing):  # renamed in transformers 5.23
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    trained = _wrap(model, args)
+    trained = _as_trained(model, args, data)
     steps = _Steps(trained, training_loss(model, args), _optimizer(model, args), args, data)
     first_short, short_step = steps.time(args.short_context) if args.short_context else (0.0, 0.0)
     first, step = steps.time(None)
@@ -210,8 +206,12 @@ def _time_sample(model: Any, sample: Callable[[Any, int], Any], length: int) -> 
     return (now() - began) * length / SAMPLE_TOKENS
 
 
-def _wrap(model: Any, args: CausalLMTrainingArguments) -> Any:
-    """The model as it is trained: by several processes, compiled."""
+def _as_trained(model: Any, args: CausalLMTrainingArguments, data: RunData) -> Any:
+    """The model with the attention and the activations of the run, for several processes, compiled."""
+    if attention := training_attention(args, getattr(data.train, "context", math.inf), model.config):
+        model.set_attn_implementation(attention)
+    if getattr(args, "activation_checkpointing", args.gradient_checkpointing):  # renamed in transformers 5.23
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if args.world_size > 1:
         devices = None if args.device.type == "cpu" else [args.device]
         model = DistributedDataParallel(model, device_ids=devices)
