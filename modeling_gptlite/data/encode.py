@@ -62,22 +62,15 @@ def make_tokenizer(
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run, the same for every kind of source.
+    """The data of a run, the same for every kind of source."""
 
-    Attributes:
-        train: The samples of the whole run in order, `steps * windows_per_step` of them.
-        validation: The whole validation split.
-        steps: Number of optimizer steps.
-        prompt: What samples continue by default: a newline, nothing if the text is many documents, or the first
-            validation prompt.
-        facts: What `run.json` says about the data.
-    """
-
-    train: RandomWindows | ShuffledExamples
-    validation: EvaluationWindows | EvaluationExamples
-    steps: int
+    train: RandomWindows | ShuffledExamples  # the samples of the whole run in order, `steps * windows_per_step` of them
+    validation: EvaluationWindows | EvaluationExamples  # the whole validation split
+    steps: int  # number of optimizer steps
+    # What samples continue by default: a newline, nothing if the text is many documents, or the first validation
+    # prompt.
     prompt: str
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # what `run.json` says about the data
 
     @property
     def tokens_per_step(self) -> int:
@@ -112,23 +105,14 @@ def encode(
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as two arrays of ids.
+    """A text as two arrays of ids."""
 
-    Attributes:
-        train_ids: `(tokens,)`, memory-mapped.
-        validation_ids: `(tokens,)`, memory-mapped.
-        training_text: The training split in pieces; each iteration reads it again.
-        facts: What `run.json` says about the text.
-        begin: The token with which windows begin, if the tokenizer puts one before every text.
-        replacement: How training windows are drawn, as for `RandomWindows`.
-    """
-
-    train_ids: np.ndarray
-    validation_ids: np.ndarray
-    training_text: Iterable[str]
-    facts: dict[str, Any]
-    begin: int | None = None
-    replacement: bool = False
+    train_ids: np.ndarray  # `(tokens,)`, memory-mapped
+    validation_ids: np.ndarray  # `(tokens,)`, memory-mapped
+    training_text: Iterable[str]  # the training split in pieces; each iteration reads it again
+    facts: dict[str, Any]  # what `run.json` says about the text
+    begin: int | None = None  # the token with which windows begin, if the tokenizer puts one before every text
+    replacement: bool = False  # how training windows are drawn, as for `RandomWindows`
     divides = True  # a window can be cut into shorter ones
     examples = None
 

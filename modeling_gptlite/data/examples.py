@@ -28,15 +28,11 @@ from .windows import IGNORED, random_numbers, single
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One example, whole: `ids` and, for each, whether the model learns to predict it; both `(tokens,)`.
-
-    Attributes:
-        last: Number of tokens in the last completion.
-    """
+    """One example, whole: `ids` and, for each, whether the model learns to predict it; both `(tokens,)`."""
 
     ids: list[int]
     is_target: list[bool]
-    last: int
+    last: int  # number of tokens in the last completion
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,21 +44,13 @@ class EncodedRow:
 
 @dataclass
 class Examples:
-    """The ids of consecutive examples, and which of them the model learns to predict.
+    """The ids of consecutive examples, and which of them the model learns to predict."""
 
-    Attributes:
-        ids: `(tokens,)`.
-        is_target: `(tokens,)`, true where the model learns to predict the token.
-        ends: `(examples,)`, the index at which each example ends.
-        truncated: Number of examples whose beginning was cut off.
-        skipped: Number of examples left out, because their last completion alone is longer than the context.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    is_target: list[bool] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    truncated: int = 0
-    skipped: int = 0
+    ids: list[int] = field(default_factory=list)  # `(tokens,)`
+    is_target: list[bool] = field(default_factory=list)  # `(tokens,)`, true where the model learns to predict the token
+    ends: list[int] = field(default_factory=list)  # `(examples,)`, the index at which each example ends
+    truncated: int = 0  # number of examples whose beginning was cut off
+    skipped: int = 0  # number of examples left out, because their last completion alone is longer than the context
 
     @classmethod
     def of(cls, rows: Iterable[EncodedRow], context: int) -> "Examples":

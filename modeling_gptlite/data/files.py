@@ -257,16 +257,11 @@ _FRAME_END_CHARACTERS = 1000  # more than a match has, with the space before it
 
 @dataclass(frozen=True)
 class TextFile:
-    """The text of a file, in pieces; each iteration reads the file again.
-
-    Attributes:
-        encoding: Default: UTF-8.
-        framed: The text stands between the license of Project Gutenberg, which is left out.
-    """
+    """The text of a file, in pieces; each iteration reads the file again."""
 
     path: Path
-    encoding: str | None = None
-    framed: bool = False
+    encoding: str | None = None  # default: UTF-8
+    framed: bool = False  # the text stands between the license of Project Gutenberg, which is left out
 
     @classmethod
     def of(cls, path: Path, encoding: str | None) -> "TextFile":

@@ -35,17 +35,12 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """How the documents of a source become text.
+    """How the documents of a source become text."""
 
-    Attributes:
-        name: As in `run.json`, which keeps these words.
-        columns: The columns of a row.
-        parts: Of a document, a chat template and the tokenizer's special tokens: the text in order, and for each part
-            whether the model learns to predict it. Raises an exception that says what is wrong with the document.
-    """
-
-    name: str
+    name: str  # as in `run.json`, which keeps these words
     columns: tuple[str, ...]
+    # Of a document, a chat template and the tokenizer's special tokens: the text in order, and for each part whether
+    # the model learns to predict it. Raises an exception that says what is wrong with the document.
     parts: Callable[[Any, str, Mapping[str, str]], Iterable[Part]]
 
 

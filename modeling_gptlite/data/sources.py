@@ -181,18 +181,13 @@ def python_docs() -> list[list[str]]:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A text that can be named in `--dataset`.
+    """A text that can be named in `--dataset`."""
 
-    Attributes:
-        open: Returns its documents, each an iterable of pieces of text; all can be iterated again and again. Raises
-            `DataError` if the text is not available.
-        language: For the model card, `en` for example.
-        license: For the model card, of a model that is trained on it.
-    """
-
+    # Returns its documents, each an iterable of pieces of text; all can be iterated again and again. Raises `DataError`
+    # if the text is not available.
     open: Callable[[], Iterable[Iterable[str]]]
-    language: str
-    license: str
+    language: str  # for the model card, `en` for example
+    license: str  # for the model card, of a model that is trained on it
 
 
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -24,17 +24,11 @@ _HASH_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2 ** 64
 
 @dataclass
 class TokenScores:
-    """One value per target of a split, in the order of the text; each array is `(targets,)`.
+    """One value per target of a split, in the order of the text; each array is `(targets,)`."""
 
-    Attributes:
-        losses: -ln p of the target, in nats.
-        confidences: Probability of the likeliest token.
-        hits: Whether the likeliest token is the target.
-    """
-
-    losses: np.ndarray
-    confidences: np.ndarray
-    hits: np.ndarray
+    losses: np.ndarray  # -ln p of the target, in nats
+    confidences: np.ndarray  # probability of the likeliest token
+    hits: np.ndarray  # whether the likeliest token is the target
 
 
 def score_tokens(model, windows: EvaluationWindows, batch_size: int = 64) -> TokenScores:

@@ -14,21 +14,14 @@ from .native import ConversionError
 
 @dataclass
 class Material:
-    """A model to write.
+    """A model to write."""
 
-    Args:
-        model: The model as GPTLite.
-        tokenizer: Its tokenizer.
-        original: The model as it was read; the written files must give its logits. Default: `model`.
-        name: A name for the metadata and for file names.
-        license: The license as an SPDX identifier, None if it is unknown.
-    """
-
-    model: GPTLiteForCausalLM
+    model: GPTLiteForCausalLM  # the model as GPTLite
     tokenizer: PreTrainedTokenizerBase
+    # The model as it was read; the written files must give its logits. Default: `model`.
     original: PreTrainedModel | None = None
-    name: str = "model"
-    license: str | None = None
+    name: str = "model"  # for the metadata and for file names
+    license: str | None = None  # the license as an SPDX identifier, None if it is unknown
 
 
 @dataclass(frozen=True)

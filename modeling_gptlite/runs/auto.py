@@ -50,17 +50,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The settings of a run, decided.
+    """The settings of a run, decided."""
 
-    Attributes:
-        settings: Those that were given, and what was chosen. Without the minutes, they make the same run.
-        recorded: What a checkpoint has to record to resume the run, besides the settings.
-        lines: What was chosen and why, in words.
-    """
-
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # given or chosen; without the minutes, they make the same run
+    # What a checkpoint has to record to resume the run, besides the settings.
     recorded: dict[str, Any] = field(default_factory=dict)
-    lines: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()  # what was chosen and why, in words
 
 
 def check(settings: Mapping[str, Any]) -> None:

@@ -46,29 +46,18 @@ def _fields(width: int, layers: int, heads: int, context: int) -> dict[str, int]
 
 @dataclass(frozen=True)
 class Size:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        min_tokens: Smallest training text, in tokens; on less, this size overfits even with dropout.
-        tokens_per_step: For which the rates are tuned.
-        loss_at_one_step: After n steps on a large text, the loss is about this less `loss_per_log_step * log(n)`.
-        loss_per_log_step: See `loss_at_one_step`.
-        regularization: The rates of dropout and of decay, by the passes over the text from which they apply.
-        passes: Over a text, after which a run of this size ends: more would not lower the loss.
-        teacher_passes: Those of a teacher of this size; 0 if it is trained without.
-        taught_passes: Those of a model of this size that has teachers.
-        fields: Of the configuration.
-    """
-
-    min_tokens: int
-    tokens_per_step: int
-    loss_at_one_step: float
-    loss_per_log_step: float
+    min_tokens: int  # smallest training text, in tokens; on less, this size overfits even with dropout
+    tokens_per_step: int  # for which the rates are tuned
+    loss_at_one_step: float  # after n steps on a large text, the loss is about this less `loss_per_log_step * log(n)`
+    loss_per_log_step: float  # see `loss_at_one_step`
+    # The rates of dropout and of decay, by the passes over the text from which they apply.
     regularization: dict[int, tuple[float, float]]
-    passes: float
-    teacher_passes: float
-    taught_passes: float
-    fields: dict[str, int]
+    passes: float  # over a text, after which a run of this size ends: more would not lower the loss
+    teacher_passes: float  # those of a teacher of this size; 0 if it is trained without
+    taught_passes: float  # those of a model of this size that has teachers
+    fields: dict[str, int]  # of the configuration
 
     def loss(self, steps: float) -> float:
         """The loss to expect on a large text."""

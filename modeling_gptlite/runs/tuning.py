@@ -45,15 +45,10 @@ Memory = Callable[[Mapping[str, Any]], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Base:
-    """A pretrained model.
+    """A pretrained model."""
 
-    Attributes:
-        longest: Tokens of its context; None if there is no limit.
-        new_tokens: Characters of the text that joined its vocabulary.
-    """
-
-    longest: int | None
-    new_tokens: int = 0
+    longest: int | None  # tokens of its context; None if there is no limit
+    new_tokens: int = 0  # characters of the text that joined its vocabulary
 
 
 # ---- Which base ----------------------------------------------------------------------------------------------------

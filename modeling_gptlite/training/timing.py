@@ -39,31 +39,18 @@ now = time.perf_counter
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that the parts of a run take on this machine.
+    """Seconds that the parts of a run take on this machine."""
 
-    Attributes:
-        start: Until the end of the first step: building the model and the Trainer, compilation.
-        step: A later step.
-        short_step: A later step while `short_context` applies.
-        evaluation: The evaluation of the whole validation split, with its sample.
-        checkpoint: A checkpoint.
-        finish: What follows the last step: the evaluation in full precision, the sample, saving.
-        tokens_per_step: Of all processes.
-        forward: What a teacher adds to a step: a forward pass over its windows, without gradients.
-        sample: The sample that is part of `start` and of each `evaluation`.
-        last_sample: The one that is part of `finish`.
-    """
-
-    start: float
-    step: float
-    short_step: float
-    evaluation: float
-    checkpoint: float
-    finish: float = 0.0
-    tokens_per_step: int = 0
-    forward: float = 0.0
-    sample: float = 0.0
-    last_sample: float = 0.0
+    start: float  # until the end of the first step: building the model and the Trainer, compilation
+    step: float  # A later step
+    short_step: float  # A later step while `short_context` applies
+    evaluation: float  # the evaluation of the whole validation split, with its sample
+    checkpoint: float  # A checkpoint
+    finish: float = 0.0  # what follows the last step: the evaluation in full precision, the sample, saving
+    tokens_per_step: int = 0  # of all processes
+    forward: float = 0.0  # what a teacher adds to a step: a forward pass over its windows, without gradients
+    sample: float = 0.0  # the sample that is part of `start` and of each `evaluation`
+    last_sample: float = 0.0  # the one that is part of `finish`
 
     def taught_by(self, teachers: int, each: "Costs") -> "Costs":
         """With what this number of teachers, with these costs, adds to each step."""
