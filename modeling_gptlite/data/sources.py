@@ -122,7 +122,11 @@ class Source:
         if "messages" not in self.format.columns:
             return
         if tokenizer.chat_template:
-            self.chat_template, self.special_tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
+            try:
+                self.chat_template = tokenizer.get_chat_template()
+            except ValueError as error:  # it has several, and none is the default
+                raise DataError(f"{self.name}: {error}") from error
+            self.special_tokens = tokenizer.special_tokens_map
             return
         tokenizer.chat_template = self.chat_template
         tokenizer.response_template = {  # with which servers parse a reply

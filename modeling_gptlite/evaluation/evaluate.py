@@ -142,8 +142,10 @@ def read_as_trained(
     try:
         record = read_run(Path(model))
         arguments = record["arguments"]
-        files = [Path(path).name for path in source_args.train_file or ()]
-        if (source_args.dataset or files) not in (record["data"]["name"], arguments.get("train_file")):
+        named = [Path(path).name for path in source_args.train_file or ()]
+        if (dataset := source_args.dataset) is not None:
+            named = Path(dataset).name if Path(dataset).is_dir() else dataset
+        if named not in (record["data"]["name"], arguments.get("train_file")):
             return source_args
     except (RecordError, KeyError, TypeError, AttributeError):
         return source_args
