@@ -33,14 +33,19 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
         return plain_ids(tokenizer, prompt)
     ids = tokenizer(prompt, verbose=False)["input_ids"]
-    is_ended = ids[-1:] == [tokenizer.eos_token_id] and not prompt.endswith(str(tokenizer.eos_token))
-    return ids[:-1] if is_ended else ids
+    for end in (tokenizer.eos_token, tokenizer.sep_token):  # BERT's tokenizers end a text with the latter
+        if end and not prompt.endswith(end) and ids[-1:] == [tokenizer.convert_tokens_to_ids(end)]:
+            return ids[:-1]
+    return ids
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the tokenizer itself puts before every text (Gemma, Llama 3); None if it puts none."""
-    begin = tokenizer.bos_token_id
-    text = tokenizer.decode([next(i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)])
+    if (begin := tokenizer.bos_token_id) is None:
+        return None
+    special = set(tokenizer.all_special_ids)
+    texts = (tokenizer.decode([token_id]) for token_id in range(len(tokenizer)) if token_id not in special)
+    text = next(filter(str.strip, texts))
     return begin if tokenizer(text, verbose=False)["input_ids"][:1] == [begin] else None
 
 

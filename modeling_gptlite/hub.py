@@ -169,7 +169,8 @@ def push_folder(
         kept = {operation.path_in_repo for operation in operations}
         in_root = [name for name in uploaded if "/" not in name and name not in kept]
         stale = [name for name in in_root if any(Path(name).match(pattern) for pattern in REPLACED)]
-        if any(name.endswith(".gguf") for name in kept) and any(name.endswith(".safetensors") for name in stale):
+        has_model = [any(name.endswith(".safetensors") for name in names) for names in (stale, kept)]
+        if has_model == [True, False]:
             raise HubError(
                 f"{repo_id} holds a model, which GGUF files would replace; give them a repository of their own"
             )
@@ -267,6 +268,6 @@ def _advice(error: HfHubHTTPError) -> str:
             "the token has no write permission there; it needs one, and the name must be in a namespace of yours "
             "(https://huggingface.co/settings/tokens)"
         )
-    if 400 <= status < 500 and status not in (408, 429):  # again it would answer the same
+    if 400 <= status < 500 and status not in (408, 409, 412, 429):  # again it would answer the same
         return f"the Hub answered {status}: {' '.join((error.server_message or 'nothing more').split())}"
     return f"the Hub answered {status}; run the command again"

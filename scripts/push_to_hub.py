@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None):
     elif args.space_sdk != "gradio":
         raise UserError("--space_sdk goes with --space USER/NAME")
     loads_from_hub = args.space and args.space_sdk == "gradio"
-    if loads_from_hub and (args.published_as == "gguf" or args.revision or args.create_pr):
+    if loads_from_hub and (args.published_as == "gguf" or args.revision not in (None, "main") or args.create_pr):
         raise UserError(
             f"the Space would load {args.repo_id} from its main branch, where this push puts no such model; "
             "--space_sdk static makes one that holds the model"

@@ -133,7 +133,8 @@ def own_compiled_code():
 @pytest.fixture
 def small_reserve(monkeypatch):
     """Of the minutes of a run, a part with which the numbers of steps in the tests are round."""
-    monkeypatch.setattr("modeling_gptlite.runs.steps.RESERVE", 0.02)
+    for module in ("auto", "steps"):
+        monkeypatch.setattr(f"modeling_gptlite.runs.{module}.RESERVE", 0.02)
 
 
 @pytest.fixture

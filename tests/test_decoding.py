@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 
 from modeling_gptlite.data.encode import encode
 from modeling_gptlite.data.sources import Source
-from modeling_gptlite.decoding import SAMPLING, first_token, prompt_ids, sampling_defaults
+from modeling_gptlite.decoding import SAMPLING, first_token, plain_ids, prompt_ids, sampling_defaults
 from modeling_gptlite.evaluation.evaluate import EvaluationSettings
 from modeling_gptlite.page.settings import SETTINGS
 from modeling_gptlite.page.tracing import TracedModel
@@ -42,6 +42,20 @@ def test_a_prompt_begins_once_as_its_tokenizer_begins_texts_and_does_not_end(tem
     model = tiny_model("modern-1m", vocab_size=len(tokenizer))
     assert read_prompt(model, tokenizer, prompt)["input_ids"].tolist() == [expected]
     assert TracedModel("", model, tokenizer).encode(prompt) == expected
+
+
+def test_a_tokenizer_that_ends_texts_with_a_separator_does_not_end_a_prompt():
+    tokenizer = tokenizer_with("<s> $A </s>")
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.sep_token = None, None, "</s>"
+    assert prompt_ids(tokenizer, "12 green") == [
+        tokenizer.convert_tokens_to_ids("<s>"),
+        *plain_ids(tokenizer, "12 green"),
+    ]
+
+
+def test_an_unfinished_run_of_an_earlier_version_keeps_its_windows():
+    text = encode(Source("text", [["12 green bottles " * 20]]), tokenizer_with("<s> $A"), 0.5, begins=False)
+    assert text.begin is None
 
 
 def test_windows_begin_as_their_tokenizer_begins_texts(tmp_path):

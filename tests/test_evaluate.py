@@ -9,7 +9,8 @@ import pytest
 from helpers import ROOT, TEXT, call, files, refused
 
 from modeling_gptlite.data.sources import SOURCES, BuiltIn, SourceArguments, TextFile
-from modeling_gptlite.evaluation.evaluate import ROWS, batch_size, read_as_trained, source_of_run
+from modeling_gptlite.evaluation import statistics
+from modeling_gptlite.evaluation.evaluate import ROWS, fitting_batch, read_as_trained, source_of_run
 from modeling_gptlite.runs.publish import staged
 from scripts import evaluate
 
@@ -117,18 +118,22 @@ def test_a_text_that_was_trained_on_is_divided_as_it_was_then(trained, tmp_path)
     assert read_as_trained("ada/on-the-hub", same, set(), told.append) == same
 
 
-def test_a_context_longer_than_the_text_is_not_padded(trained, tmp_path, capsys):
+def test_a_context_longer_than_the_text_is_not_padded(trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "short.txt").write_text(TEXT[:100])
-    argv = [f"--model={trained}", f"--train_file={tmp_path / 'short.txt'}", f"--output={tmp_path / 'e.json'}"]
-    evaluated(*argv, "--num_samples=0", capsys=capsys)
-    (row,) = json.loads((tmp_path / "e.json").read_text())["models"]
-    assert row["context_length"] == 9  # of 32; ten characters validate
+    widths, score = [], statistics.score_tokens
+    monkeypatch.setattr(
+        statistics,
+        "score_tokens",
+        lambda model, windows, size: widths.append(windows.context) or score(model, windows, size),
+    )
+    evaluated(f"--model={trained}", f"--train_file={tmp_path / 'short.txt'}", "--num_samples=0", capsys=capsys)
+    assert widths == [9]  # of 32; ten characters validate
 
 
 @pytest.mark.parametrize(("parameters", "expected"), [(10**6, 64), (10**9, 2)])
 def test_a_large_model_reads_few_texts_at_the_same_time(parameters, expected):
     model = type("Model", (), {"num_parameters": lambda self: parameters})()
-    assert batch_size(model, 2048, 64) == expected
+    assert fitting_batch(model, 2048, 64) == expected
 
 
 def test_a_model_that_is_not_there_is_found_before_any_is_evaluated(trained, text_file, monkeypatch, capsys):

@@ -140,11 +140,11 @@ def test_a_byte_order_mark_says_the_encoding_and_is_not_part_of_the_text(encodin
         assert list(found) == [{"text": "é"}] if name != "a.txt" else "".join(found) == MANY_BYTES
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
-def test_an_encoding_that_needs_a_byte_order_mark_is_refused_for_a_text_without_one(encoding, tmp_path):
+@pytest.mark.parametrize(("given", "encoding"), [("utf-16", "utf-16"), ("utf-32", "utf-32"), ("utf16", "utf-16")])
+def test_an_encoding_that_needs_a_byte_order_mark_is_refused_for_a_text_without_one(given, encoding, tmp_path):
     (tmp_path / "a.txt").write_bytes("text".encode(f"{encoding}-le"))
     with pytest.raises(DataError, match=rf"a.txt: .*; give --encoding {encoding}-le or {encoding}-be$"):
-        list(read_text(tmp_path / "a.txt", encoding))
+        list(read_text(tmp_path / "a.txt", given))
 
 
 ENCODED = {

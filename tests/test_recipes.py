@@ -65,13 +65,18 @@ OF_THE_TEXT = {"sample_prompt", "language", "license", "documents", "encoding", 
         ("train_file", {"train_file", *OF_THE_TEXT}),
         ("dataset", {"train_file", *OF_THE_TEXT}),
         ("model_name_or_path", {"preset", "tokenizer", "vocab_size"}),
-        ("tokenizer", {"tokenizer", "vocab_size"}),
+        ("tokenizer", {"tokenizer"}),
         ("preset", {"preset"}),
     ],
 )
 def test_what_suits_a_text_or_a_tokenizer_is_dropped_with_it(given, dropped):
     recipe = dict.fromkeys(["train_file", *OF_THE_TEXT, "preset", "tokenizer", "vocab_size", "max_steps"], 1)
     assert recipe.keys() - override(recipe, [given]) == dropped
+
+
+def test_a_recipe_for_any_text_keeps_how_it_is_read():
+    recipe = {"documents": "lines", "sample_prompt": "Once", "max_steps": 3}
+    assert override(recipe, ["train_file"]) == recipe
 
 
 def test_another_tokenizer_is_for_the_model_of_the_recipe():

@@ -1,6 +1,7 @@
 """`runs/resume.py`: which settings make a run, and where it may write."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -10,10 +11,12 @@ from modeling_gptlite.runs.resume import (
     check_output_dir,
     differences,
     may_change,
+    recorded_windows,
     resume_mode,
 )
 from modeling_gptlite.runs.settings import GROUPS, defaults
 from modeling_gptlite.training.arguments import CausalLMTrainingArguments
+from modeling_gptlite.training.checkpointing import MANIFEST
 
 
 def test_a_setting_that_is_missing_has_its_default():
@@ -22,6 +25,28 @@ def test_a_setting_that_is_missing_has_its_default():
         "learning_rate was 0.5 and is now 0.001",
         "seed was 42 and is now 7",
     ]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        (None, {"replacement": True, "begins": False}),  # version 0.1
+        ("without replacement", {"replacement": False, "begins": False}),
+        ("without replacement, each after token 1", {"replacement": False, "begins": True}),
+    ],
+)
+def test_windows_are_those_of_the_version_that_began_the_run(recorded, expected, tmp_path):
+    (tmp_path / MANIFEST).write_text(json.dumps({"run": {"windows": recorded}}))
+    assert recorded_windows(tmp_path) == expected
+    assert recorded_windows(None) == {}
+
+
+@pytest.mark.parametrize(
+    "recorded", [{"model_name_or_path": "x", "preset": "modern-10m", "model_overrides": "{}"}, {"vocab_size": 300}]
+)
+def test_a_setting_that_had_no_effect_and_is_refused_now_is_not_compared(recorded):
+    now = {name: value for name, value in recorded.items() if name == "model_name_or_path"}
+    assert differences(recorded, now) == []
 
 
 def test_steps_and_precision_are_compared_as_what_they_resolved_to():

@@ -15,6 +15,7 @@ from modeling_gptlite.data.windows import (
     IGNORED,
     EvaluationWindows,
     RandomWindows,
+    in_pieces,
     permuted,
     random_numbers,
     whole_batch,
@@ -170,6 +171,14 @@ def test_a_token_that_begins_texts_stands_where_no_target_is(kind):
     expected[:, 0] = 7
     assert torch.equal(joined(begun, 5, "input_ids"), expected)
     assert torch.equal(joined(begun, 5, "labels"), joined(plain, 5, "labels"))
+
+
+def test_pieces_of_windows_begin_as_windows_do():
+    batch = RandomWindows(np.arange(100, 150), 8, 4, 0, begin=7).__getitems__([0, 1])
+    pieces = in_pieces(batch, 4, begin=7)
+    assert pieces["input_ids"].shape == (4, 4)
+    assert pieces["input_ids"][:, 0].tolist() == [7] * 4
+    assert torch.equal(pieces["labels"].flatten(), batch["labels"].flatten())
 
 
 def test_the_last_window_is_filled_up_with_targets_that_no_loss_counts():

@@ -84,18 +84,21 @@ def encode(
     validation_fraction: float = 0.1,
     report: Report = print,
     replacement: bool = False,
+    begins: bool = True,
 ) -> "EncodedText | EncodedExamples":
     """The ids of a source, split by position: the first part trains, the last `validation_fraction` validates.
 
     Args:
         report: Called with each remark about the text, for example that the tokenizer does not know a character.
         replacement: How the windows of a text are drawn, as for `RandomWindows`.
+        begins: They begin with the token that the tokenizer puts before every text, if it does.
 
     Raises:
         DataError: The text cannot be read or is too short, a character has no token, or the ids cannot be stored.
     """
     if source.format is LANGUAGE_MODELING:
-        return replace(encode_text(source, tokenizer, validation_fraction, report), replacement=replacement)
+        text = encode_text(source, tokenizer, validation_fraction, report)
+        return replace(text, replacement=replacement, begin=text.begin if begins else None)
     encoder = Encoder(tokenizer)
     train, validation = encode_rows(source, encoder, validation_fraction)
     encoded = EncodedExamples(source, tokenizer, train, validation)
@@ -206,7 +209,9 @@ class EncodedExamples:
             **_about(self.source),
         }
         _check_validation(facts)
-        prompt = str(self.tokenizer.decode(validation.prompt(0))).removeprefix(self.tokenizer.bos_token or "")
+        prompt = str(self.tokenizer.decode(validation.prompt(0)))
+        if first_token(self.tokenizer) is not None:  # it is put before the prompt again
+            prompt = prompt.removeprefix(str(self.tokenizer.bos_token))
         samples = ShuffledExamples(train, steps * windows_per_step, seed)
         return RunData(samples, EvaluationExamples(validation), steps, prompt, facts)
 

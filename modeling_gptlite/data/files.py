@@ -163,7 +163,8 @@ def _decoded(
             shown = "UTF-8" if name == "utf-8" else name
             raise DataError(f"{place} is not {shown}: {wrong}; {advice}") from None
         except UnicodeError as error:  # UTF-16 and UTF-32 without a byte-order mark
-            raise DataError(f"{place}: {error}; give --encoding {name}-le or {name}-be") from None
+            known = codecs.lookup(name).name
+            raise DataError(f"{place}: {error}; give --encoding {known}-le or {known}-be") from None
         offset += len(raw)
         if text:
             yield text

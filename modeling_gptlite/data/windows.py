@@ -128,6 +128,14 @@ def single(windows: Any, index: int) -> dict[str, torch.Tensor]:
     return {name: tensor[0] for name, tensor in windows.__getitems__([index]).items()}
 
 
+def in_pieces(batch: dict[str, torch.Tensor], length: int, begin: int | None) -> dict[str, torch.Tensor]:
+    """Windows `(batch, context)` cut into pieces of `length` tokens, which begin as a window does."""
+    pieces = {name: tensor.reshape(-1, length) for name, tensor in batch.items()}
+    if begin is not None:
+        pieces["input_ids"][:, 0] = begin
+    return pieces
+
+
 def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The collate function for datasets that return a whole batch from `__getitems__`."""
     return batch

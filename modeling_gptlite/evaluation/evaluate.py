@@ -128,6 +128,8 @@ def source_of_run(model: str, source_args: SourceArguments, given: Collection[st
     if not (hub_dataset or name in SOURCES):
         raise UserError(f"{model} was trained on {name}: say where that is with --train_file or --dataset")
     recorded = {**arguments, "train_file": None, "dataset": hub_dataset or name}
+    if not hub_dataset:  # a built-in text has no columns
+        recorded |= {"text_column": None, "dataset_config": None, "streaming": False}
     names = {field.name for field in dataclasses.fields(source_args)} - set(given)
     return dataclasses.replace(source_args, **{name: recorded[name] for name in names & recorded.keys()})
 
@@ -144,8 +146,8 @@ def read_as_trained(
         arguments = record["arguments"]
         named = [Path(path).name for path in source_args.train_file or ()]
         if (dataset := source_args.dataset) is not None:
-            named = Path(dataset).name if Path(dataset).is_dir() else dataset
-        if named not in (record["data"]["name"], arguments.get("train_file")):
+            named = Path(dataset).resolve().name if Path(dataset).is_dir() else dataset
+        if named not in (record["data"]["name"], arguments.get("dataset"), arguments.get("train_file")):
             return source_args
     except (RecordError, KeyError, TypeError, AttributeError):
         return source_args
@@ -238,10 +240,11 @@ def evaluate_predictions(
         raise UserError(
             f"--context_length must lie between 1 and the model's context length of {longest}, got {context}"
         )
-    context = min(int(context), max(len(split.validation_ids) - 1, 1))  # the rest of a longer window would be padding
-    windows = EvaluationWindows(split.validation_ids, context, split.begin)
+    context = int(context)
+    width = min(context, max(len(split.validation_ids) - 1, 1))  # the rest of a longer window would be padding
+    windows = EvaluationWindows(split.validation_ids, width, split.begin)
     precision = inference_precision(model)
-    size = batch_size(model, context, settings.batch_size)
+    size = fitting_batch(model, width, settings.batch_size)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         scores = statistics.score_tokens(model, windows, size)
     loss, characters = float(scores.losses.mean(dtype="float64")), split.facts["validation_characters"]
@@ -257,7 +260,7 @@ def evaluate_predictions(
     }, scores
 
 
-def batch_size(model, tokens: int, most: int) -> int:
+def fitting_batch(model, tokens: int, most: int) -> int:
     """Texts of this many tokens that a model reads at the same time: fewer if it is large, for their memory."""
     return most if model.num_parameters() < LARGE else max(1, min(most, 4096 // tokens))
 
@@ -269,7 +272,7 @@ def continuations(model, tokenizer, ids, context: int, settings: EvaluationSetti
     length = settings.max_new_tokens if slides else min(settings.max_new_tokens, context - prompt_tokens)
     transformers.set_seed(settings.seed)
     count, temperature = settings.num_samples, settings.temperature
-    size = batch_size(model, prompt_tokens + length, count)
+    size = fitting_batch(model, prompt_tokens + length, count)
     return statistics.write_continuations(model, tokenizer, ids, count, prompt_tokens, length, temperature, size)
 
 

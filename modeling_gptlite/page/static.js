@@ -49,8 +49,10 @@ function encode(prompt) {
   }
   const start = tokenizer.bos_token || tokenizer.eos_token;
   if (!prompt && !start) throw new Error("The model has no token that begins a text. Please write a prompt.");
-  const begun = prompt ? ids(prompt, true) : ids(start), eos = tokenizer.eos_token;
-  return prompt && eos && begun.at(-1) == ids(eos)[0] && !prompt.endsWith(eos) ? begun.slice(0, -1) : begun;
+  if (!prompt) return ids(start);
+  const begun = ids(prompt, !(tokenizer.bos_token && prompt.startsWith(tokenizer.bos_token)));
+  const isEnd = (end) => end && !prompt.endsWith(end) && begun.at(-1) == ids(end)[0];
+  return [tokenizer.eos_token, tokenizer.sep_token].some(isEnd) ? begun.slice(0, -1) : begun;
 }
 
 // The logits after `ids`, and the cache; `past` is the cache of the tokens before them.

@@ -148,7 +148,7 @@ class TracedModel:
         """
         before = self.tokenizer.decode(sample.ids[sample.begin : sample.decoded])
         text = self.tokenizer.decode(sample.ids[sample.begin :])[len(before) :]
-        if text.endswith("\ufffd"):
+        if text.endswith("\ufffd") and self.tokenizer.convert_ids_to_tokens(sample.ids[-1]) != "\ufffd":
             return ""
         sample.begin, sample.decoded = sample.decoded, len(sample.ids)
         return text

@@ -299,7 +299,8 @@ def ends(model, tokenizer) -> dict[str, Any]:
     own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     found = sorted({*own, tokenizer.eos_token_id} - {None})
     # Without a token to pad with, transformers warns at each text.
-    pad = config.pad_token_id if config.pad_token_id is not None else next(iter(found), None)
+    pads = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, *found)
+    pad = next((token_id for token_id in pads if token_id is not None), None)
     return {"eos_token_id": found, "pad_token_id": pad} if found else {}
 
 

@@ -20,18 +20,18 @@ _PACKAGE = Path(__file__).parents[1]
 # An installed package holds the recipes; in a clone they are in the root.
 RECIPES = next(folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir())
 
+TEXT = ("train_file", "dataset")
 # Settings that exclude each other, and those that have a meaning only beside them. Giving one of the former drops
 # what a recipe says about the whole group.
 ALTERNATIVES = (
     # First, because the minutes also replace intervals that suit another number of steps, and the next group does not.
     (("minutes",), ("max_steps", "num_train_epochs", "warmup_steps", "eval_steps", "save_steps")),
     (("max_steps", "num_train_epochs", "minutes"), ("teacher_overrides",)),
-    (("train_file", "dataset"), ("dataset_config", "text_column", "streaming", "documents", "encoding")),
-    (("train_file", "dataset"), ("sample_prompt", "language", "license")),  # they suit the text
+    (TEXT, ("dataset_config", "text_column", "streaming", "documents", "encoding")),
+    (TEXT, ("sample_prompt", "language", "license")),  # they suit the text
     (("model_name_or_path",), ("tokenizer", "vocab_size")),  # before the next, which a preset begins, too
     (("preset", "model_name_or_path"), ("model_overrides",)),
     (("model_name_or_path",), ("teachers", "teacher_overrides")),
-    (("tokenizer",), ("vocab_size",)),
     (("optimizer",), ("muon_momentum_warmup",)),
 )
 
@@ -96,6 +96,7 @@ def override(recipe: dict[str, Any], given: Iterable[str]) -> dict[str, Any]:
     """
     replaced = set(given)
     for alternatives, companions in ALTERNATIVES:
-        if replaced.intersection(alternatives):
+        names_one = alternatives != TEXT or not recipe.keys().isdisjoint(TEXT)  # else what it says is for any text
+        if names_one and replaced.intersection(alternatives):
             replaced |= {*alternatives, *companions}
     return {name: value for name, value in recipe.items() if name not in replaced}

@@ -93,7 +93,9 @@ def identify(
 def differences(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
     """How two identities differ, as `name was X and is now Y`; a setting that one lacks has its default there."""
     default, found = plain(defaults()), []
-    for name in dict.fromkeys([*recorded, *identity]):
+    unused = {"preset", "model_overrides"} if recorded.get("model_name_or_path") else set()  # which were not refused
+    unused |= set() if "tokenizer" in recorded else {"vocab_size"}
+    for name in dict.fromkeys(name for name in [*recorded, *identity] if name not in unused):
         before, now = (run.get(name, default.get(name)) for run in (recorded, identity))
         if before != now and (name in RESOLVED or not may_change(name)):
             found.append(f"{name} was {before} and is now {now}")
@@ -162,9 +164,12 @@ def recorded_run(checkpoint: Path) -> dict[str, Any]:
     return Checkpoints.recorded_run(checkpoint)
 
 
-def draws_with_replacement(checkpoint: Path | None) -> bool:
-    """Whether a checkpoint is from a run that draws its windows with replacement: a version that did not record it."""
-    return checkpoint is not None and recorded_run(checkpoint).get("windows") is None
+def recorded_windows(checkpoint: Path | None) -> dict[str, bool]:
+    """How the run of a checkpoint draws and begins its windows, as `encode` takes it: as its version did."""
+    if checkpoint is None:
+        return {}
+    recorded = recorded_run(checkpoint).get("windows")  # version 0.1 did not record it
+    return {"replacement": recorded is None, "begins": "after token" in (recorded or "")}
 
 
 def check_same_run(checkpoint: Path | None, identity: Mapping[str, Any], log: Callable[[str], None]) -> None:

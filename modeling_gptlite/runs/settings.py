@@ -94,7 +94,6 @@ class DataArguments(SourceArguments):
                 raise ArgumentError(f"--{name} must be 0 (none) or more, got {getattr(self, name)}")
 
 
-BUILT_SIZES = ("bpe", "word")  # tokenizers that have as many tokens as they are asked for
 GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, CausalLMTrainingArguments)
 
 
@@ -149,7 +148,7 @@ def parse(settings: Mapping[str, Any]) -> Arguments:
         for name in ("preset", "model_overrides"):
             if settings.get(name) is not None:
                 raise ArgumentError(f"--{name} is for a new model: leave out either it or --model_name_or_path")
-    if "vocab_size" in settings and settings.get("tokenizer") not in BUILT_SIZES:
+    if "vocab_size" in settings and settings.get("tokenizer") not in ("bpe", "word"):
         raise ArgumentError("--vocab_size needs --tokenizer bpe or word, whose vocabulary is built for the text")
     groups = []
     for group in GROUPS:

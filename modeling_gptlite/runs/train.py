@@ -37,10 +37,10 @@ from .record import run_facts
 from .resume import (
     check_output_dir,
     check_same_run,
-    draws_with_replacement,
     find_checkpoint,
     identify,
     recorded_run,
+    recorded_windows,
 )
 from .run import Interrupted, Run
 from .settings import Arguments, parse, read
@@ -98,12 +98,14 @@ def start(settings: Mapping[str, Any], log: Log = say) -> Run:
     unfinished = checkpoint or begun(asked.training.output_dir)
     if asked.model.model_name_or_path == auto.AUTO:
         chosen = recorded_run(unfinished).get("model_name_or_path") if unfinished else None
-        named = [chosen or name_base(asked, source, log)]  # for all processes: each finds other free memory
+        if chosen is None and asked.training.process_index == 0:
+            chosen = name_base(asked, source, log)
+        named = [chosen]  # by one process for all: each finds other free memory
         settings["model_name_or_path"] = broadcast_object_list(named)[0]
         asked = parse(settings)
     with asked.training.main_process_first():
         tokenizer, added = load_or_build_tokenizer(asked.model, source, log)
-        text = encode(source, tokenizer, asked.data.validation_fraction, log, draws_with_replacement(checkpoint))
+        text = encode(source, tokenizer, asked.data.validation_fraction, log, **recorded_windows(checkpoint))
     inputs = Inputs(text, tokenizer, added)
 
     if unfinished:

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from transformers import Trainer
 
 from ..data.encode import RunData
+from ..data.windows import in_pieces
 from .arguments import CausalLMTrainingArguments
 from .hardware import autocast, give_back_memory, keep_freed_memory, training_attention
 from .head import TrainingLoss, training_loss
@@ -42,10 +43,10 @@ class Costs:
     """Seconds that the parts of a run take on this machine."""
 
     start: float  # until the end of the first step: building the model and the Trainer, compilation
-    step: float  # A later step
-    short_step: float  # A later step while `short_context` applies
+    step: float  # a later step
+    short_step: float  # while `short_context` applies
     evaluation: float  # the evaluation of the whole validation split, with its sample
-    checkpoint: float  # A checkpoint
+    checkpoint: float
     finish: float = 0.0  # what follows the last step: the evaluation in full precision, the sample, saving
     tokens_per_step: int = 0  # of all processes
     forward: float = 0.0  # what a teacher adds to a step: a forward pass over its windows, without gradients
@@ -152,7 +153,7 @@ class _Steps:
             inputs = {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in batch.items()}
             self.taken += 1
             if short_context:
-                inputs = {name: tensor.reshape(-1, short_context) for name, tensor in inputs.items()}
+                inputs = in_pieces(inputs, short_context, getattr(self.data.train, "begin", None))
             (self.loss_of(inputs) / self.args.gradient_accumulation_steps).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
         self.optimizer.step()

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import PushInProgress
 
-from ..data.windows import whole_batch
+from ..data.windows import in_pieces, whole_batch
 from ..hub import hub_errors, plain_card, push_folder
 from ..loading import accept_older_transformers
 from .arguments import ArgumentError, CausalLMTrainingArguments, check_arguments
@@ -127,7 +127,7 @@ class CausalLMTrainer(Trainer):
         """As for `Trainer`; early in training, windows are cut into pieces of `short_context` tokens."""
         short = self.args.short_context
         if short and self.state.global_step < self.args.short_context_fraction * self.state.max_steps:
-            inputs = {name: tensor.reshape(-1, short) for name, tensor in inputs.items()}
+            inputs = in_pieces(inputs, short, getattr(self.train_dataset, "begin", None))
         return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
