@@ -44,8 +44,8 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if (begin := tokenizer.bos_token_id) is None:
         return None
     special = set(tokenizer.all_special_ids)
-    texts = (tokenizer.decode([token_id]) for token_id in range(len(tokenizer)) if token_id not in special)
-    text = next(filter(str.strip, texts))
+    texts = (str(tokenizer.decode([token_id])) for token_id in range(len(tokenizer)) if token_id not in special)
+    text = next(text for text in texts if text.strip())
     return begin if tokenizer(text, verbose=False)["input_ids"][:1] == [begin] else None
 
 

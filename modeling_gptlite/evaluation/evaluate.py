@@ -144,7 +144,7 @@ def read_as_trained(
     try:
         record = read_run(Path(model))
         arguments = record["arguments"]
-        named = [Path(path).name for path in source_args.train_file or ()]
+        named: Any = [Path(path).name for path in source_args.train_file or ()]
         if (dataset := source_args.dataset) is not None:
             named = Path(dataset).resolve().name if Path(dataset).is_dir() else dataset
         if named not in (record["data"]["name"], arguments.get("dataset"), arguments.get("train_file")):
