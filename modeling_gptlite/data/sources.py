@@ -121,12 +121,12 @@ class Source:
         """Conversations: use the tokenizer's chat template; if it has none, set this one, which is saved with it."""
         if "messages" not in self.format.columns:
             return
-        self.special_tokens = tokenizer.special_tokens_map
         if tokenizer.chat_template:
             try:
                 self.chat_template = tokenizer.get_chat_template()
             except ValueError as error:  # it has several, and none is the default
                 raise DataError(f"{self.name}: {error}") from error
+            self.special_tokens = tokenizer.special_tokens_map
             return
         tokenizer.chat_template = self.chat_template
         tokenizer.response_template = {  # with which servers parse a reply
