@@ -76,6 +76,11 @@ BLOCKS = {
 }
 
 
+def test_the_default_prompt_is_one_line_of_the_shell(trained):
+    card = render_card({**read_run(trained), "prompt": "\n"}, REPO, "gguf")
+    assert f"llama-completion -hf {REPO} -no-cnv -p $'\\n'\n" in card
+
+
 @pytest.mark.parametrize("prompt", ['say "no" \\', "O'Brien's", "Ёлка\n", "🎉 $HOME"])
 @pytest.mark.parametrize("language", BLOCKS)
 def test_every_block_of_the_card_gives_the_prompt_as_it_is(language, prompt, trained):

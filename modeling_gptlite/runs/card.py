@@ -112,7 +112,7 @@ def render_card(record: dict[str, Any], repo_id: str, kind: str = "gptlite", fol
             is_gptlite=is_gptlite,
             is_adapter=is_adapter,
             remote_code=is_gptlite and kind == "gptlite",
-            shell_prompt=shlex.quote(record["prompt"]),
+            shell_prompt="$'\\n'" if record["prompt"] == "\n" else shlex.quote(record["prompt"]),
             quote=partial(json.dumps, ensure_ascii=False),
             **record,
         )
