@@ -252,7 +252,7 @@ def test_a_model_of_the_hub_takes_the_place_of_the_one_beside_the_page(browser, 
     page.route(prefix + "**", answer)
     page.goto(address + "?model=ada/bottles")
     assert len(finished(page)) > 100
-    assert page.title() == page.locator("#texts h2").text_content() == "ada/bottles"
+    assert page.title() == page.locator("h1").text_content() == "ada/bottles"
     page.close()
 
 

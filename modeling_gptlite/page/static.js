@@ -34,7 +34,7 @@ async function load(report) {
   context = model.config.max_position_embeddings ?? model.config.n_positions ?? facts.context;
   if (hub) {
     ends = [model.generation_config?.eos_token_id ?? []].flat();
-    document.title = document.querySelector("#texts h2").textContent = hub;
+    for (const heading of document.querySelectorAll("title, h1, h2")) heading.textContent = hub;
     document.querySelector("#texts .facts").remove(); // of the model beside the page
   }
 }
