@@ -30,7 +30,7 @@ class EvaluateArguments:
 
 DATASET_HELP = (
     f"Built in: {', '.join([AUTO, *SOURCES])}; otherwise a dataset's Hub name or local folder. "
-    "Default: what the first model was trained on."
+    "Default: the one of the first model's training."
 )
 
 

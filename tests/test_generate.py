@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import ROOT, TEXT, call, files, load_saved, refused, tiny_model
 
+from modeling_gptlite.errors import UserError
 from modeling_gptlite.interchange.native import to_qwen3
 from modeling_gptlite.loading import load_for_inference
 from modeling_gptlite.runs.generate import (
@@ -85,6 +86,15 @@ def test_stop_at_eos_is_opt_in(trained, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path)
     stopped = written(tmp_path, "--prompt=12", "--stop_at_eos", "--max_new_tokens=200", "--seed=0", capsys=capsys)
     assert len(stopped) < len(written(tmp_path, "--prompt=12", "--max_new_tokens=200", "--seed=0", capsys=capsys))
+
+
+def test_a_package_that_a_model_needs_is_named(trained, monkeypatch):
+    def needs(*_, **__):
+        raise ImportError("4-bit weights need bitsandbytes: pip install bitsandbytes")
+
+    monkeypatch.setattr("modeling_gptlite.loading.AutoModelForCausalLM.from_pretrained", needs)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        load_for_inference(str(trained))
 
 
 def test_an_end_of_text_beside_those_of_the_model_ends_a_text_too(trained):

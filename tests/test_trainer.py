@@ -40,6 +40,18 @@ def test_early_windows_are_cut_into_pieces(tmp_path, monkeypatch):
     assert seen[0][2] == windows.flatten().tolist()  # the same tokens
 
 
+def test_every_piece_of_a_window_begins_as_the_windows_do(tmp_path, monkeypatch):
+    seen, model = [], tiny_model("modern-1m")
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda input_ids, **kwargs: seen.append(input_ids) or forward(input_ids, **kwargs)
+    )
+    trainer = trainer_for(model, tmp_path, steps=1, short_context=8, short_context_fraction=1.0)
+    trainer.train_dataset.begin = 7
+    trainer.train()
+    assert seen[0][:, 0].tolist() == [7] * 32
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -366,6 +366,8 @@ def test_lora_that_was_chosen_is_merged_and_lora_that_was_given_is_kept(bases, t
     pushed: list[int] = []
     record = start_from(**given(bases, text, tmp_path / "chosen"), push_to_hub=True).train()
     assert record["lora_merged"]
+    merged = load_file(tmp_path / "chosen" / "model.safetensors").values()
+    assert record["parameters"] == sum(weight.numel() for weight in merged)  # and not those of the adapter
     assert pushed == [record["results"]["steps"]]  # no checkpoint, which is an adapter of a local folder
     assert record["results"]["loss"] < record["results"]["loss_before"]
     assert not (tmp_path / "chosen" / "adapter_config.json").exists()

@@ -23,6 +23,7 @@ _PARAGRAPHS = frozenset(
         *("h1", "h2", "h3", "h4", "h5", "h6", "header", "main", "nav", "ol", "p", "pre", "section", "table", "ul"),
     ]
 )
+DAMAGED = (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, RuntimeError, EOFError, zlib.error)
 _NOT_TEXT = frozenset(["noscript", "script", "style", "svg", "template", "title"])
 
 
@@ -85,15 +86,7 @@ def epub_pages(path: str | PathLike) -> Iterator[bytes]:
                 item = items[reference.attrib["idref"]]
                 if "nav" not in item.get("properties", "").split():
                     yield book.read(posixpath.join(posixpath.dirname(package), unquote(item["href"])))
-    except (
-        zipfile.BadZipFile,
-        ElementTree.ParseError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        zlib.error,
-    ) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is not an EPUB book that can be read: {error}") from error
 
 

@@ -216,7 +216,7 @@ class SourceArguments:
 
     train_file: list[UserPath] | None = setting(
         None,
-        "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); each also .gz; or "
+        "Text (.txt .md .html .epub ...), or tables (.csv .tsv .parquet .json .jsonl); all but .epub also .gz; or "
         "folders of them.",
         nargs="+",
         action="extend",
